@@ -401,8 +401,9 @@ class Connection:
         if was_connected:
             if by_client and reason is ReasonCode.SUCCESS and self.session is not None:
                 self.session.will = None
-            self._settle(keep_will=keep_will)
+            self.router.connections.discard(self)
             self.router.observer.disconnected(self, reason, message, by_client)
+            self._settle(keep_will=keep_will)
         else:
             self.router.observer.refused(self, reason, message)
 
@@ -421,8 +422,9 @@ class Connection:
         self.out.clear()
         self._close(ReasonCode.UNSPECIFIED_ERROR, abort=True)
         if was_connected:
-            self._settle()
+            self.router.connections.discard(self)
             self.router.observer.disconnected(self, ReasonCode.UNSPECIFIED_ERROR, message, False)
+            self._settle()
         else:
             self.router.observer.refused(self, ReasonCode.UNSPECIFIED_ERROR, message)
 
@@ -445,7 +447,6 @@ class Connection:
     def _settle(self, *, keep_will: bool = False) -> None:
         """Part from the session: keep it or end it, and publish its will when it is due."""
         router, session = self.router, self.session
-        router.connections.discard(self)
         assert session is not None, "a connected client has a session"
         if session.connection is not self:
             return
