@@ -198,7 +198,10 @@ def _auth_packet(connection: "Connection", reason: ReasonCode, data: bytes | Non
 
 def receive_auth(connection: "Connection", data: bytes, body: int, end: int) -> None:
     """Handle the next AUTH of an enhanced authentication that CONNECT began."""
-    _next_step(connection, Auth.decode(data, body, end, connection.version))
+    packet = Auth.decode(data, body, end, connection.version)
+    if packet.reason is not ReasonCode.CONTINUE_AUTHENTICATION:
+        raise ProtocolViolation(f"AUTH with reason {packet.reason.text} came out of turn")
+    _next_step(connection, packet)
 
 
 def receive_reauthentication(connection: "Connection", data: bytes, body: int, end: int) -> None:
@@ -216,11 +219,7 @@ def receive_reauthentication(connection: "Connection", data: bytes, body: int, e
 def _next_step(connection: "Connection", packet: Auth) -> None:
     if packet.properties.get("authentication_method") != connection.auth_method:
         raise ProtocolViolation("AUTH names another authentication method than CONNECT")
-    if connection.exchange is None or packet.reason not in (
-        ReasonCode.CONTINUE_AUTHENTICATION,
-        ReasonCode.RE_AUTHENTICATE,
-    ):
-        raise ProtocolViolation(f"AUTH with reason {packet.reason.text} came out of turn")
+    assert connection.exchange is not None, "a step belongs to an exchange"
     _with_answer(connection, connection.exchange.step(packet.properties.get("authentication_data")), _stepped)
 
 
@@ -268,8 +267,10 @@ def _admit(connection: "Connection", claimed: bool) -> None:
     if present:
         session.resend_releases()
         session.pump()
-    # It holds the password; nothing needs it any more.
-    connection.connect = None
+    # The password is not kept; a re-authentication needs the rest.
+    connect.password = None
+    if connection.auth_method is None:
+        connection.connect = None
 
 
 def _take_over(connection: "Connection") -> None:

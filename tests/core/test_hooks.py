@@ -1,0 +1,460 @@
+"""Decisions of plugins, at once and later; enhanced authentication."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+
+from broker.core.hooks import Answer, AuthStep, Decision, Hooks, Login, Pending, decide
+from broker.core.limits import ConnectionLimits
+from broker.mqtt.packets import (
+    PINGREQ,
+    Ack,
+    Auth,
+    ConnAck,
+    Connect,
+    Disconnect,
+    PacketType,
+    SubAck,
+    Subscribe,
+    SubscriptionRequest,
+    Version,
+    Will,
+)
+from broker.mqtt.reason_codes import ReasonCode
+from tests.harness import V5, V31, V311, Harness
+
+S = pytest.mark.statement
+ALLOW, DENY = Decision.ALLOW, Decision.DENY
+
+
+@pytest.mark.parametrize("answers", list(product([ALLOW, DENY, None], repeat=2)))
+@pytest.mark.parametrize("default", [ALLOW, DENY])
+@pytest.mark.parametrize("late", list(product([False, True], repeat=2)))
+def test_deny_wins(answers: tuple[Decision | None, ...], default: Decision, late: tuple[bool, ...]) -> None:
+    """Deny beats allow, allow beats no opinion, and the default is for when nobody has one; late answers count too."""
+    pendings: list[tuple[Pending[Decision | None], Decision | None]] = []
+    said: list[Answer] = []
+    for answer, is_late in zip(answers, late, strict=True):
+        if is_late:
+            pending: Pending[Decision | None] = Pending()
+            pendings.append((pending, answer))
+            said.append(pending)
+        else:
+            said.append(answer)
+    verdict = decide(said, default)
+    for pending, answer in pendings:
+        pending.resolve(answer)
+    if isinstance(verdict, Pending):
+        heard: list[Decision] = []
+        verdict.then(heard.append)
+        (verdict,) = heard
+
+    assert verdict is (DENY if DENY in answers else ALLOW if ALLOW in answers else default)
+
+
+def denying(what: bytes) -> Callable[..., Decision | None]:
+    """Return a hook that denies one topic."""
+    return lambda session, topic, *rest: DENY if topic == what else None
+
+
+@S("3.1.1:MQTT-3.3.5-2", "5:MQTT-3.3.5-2")
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_denied_publish(version: Version, qos: int) -> None:
+    """A refused message reaches nobody; MQTT 5 reads 0x87, 3.x is acknowledged and told nothing."""
+    harness = Harness(hooks=Hooks(authorize_publish=[denying(b"no")]))
+    subscriber = harness.connect("s")
+    subscriber.subscribe("#")
+    client = harness.connect("p", version)
+    packet_id = client.publish("no", b"x", qos, retain=True)
+    client_packets = client.received()
+    client.publish("yes", b"y")
+
+    assert subscriber.payloads() == [b"y"]
+    assert len(harness.router.retained) == 0
+    reason = ReasonCode.NOT_AUTHORIZED if version is V5 else 0
+    assert client_packets == ([Ack(packet_id=packet_id, reason=reason)] if qos else [])
+    assert ("denied", "p", "publish to", b"no") in harness.observer.events
+
+
+def test_denied_publisher_can_be_disconnected() -> None:
+    """With the setting a 3.x client is cut off instead."""
+    harness = Harness(hooks=Hooks(authorize_publish=[denying(b"no")]))
+    client = harness.connect("p", limits=ConnectionLimits(disconnect_denied_publisher=True))
+    client.publish("no", b"x", 1)
+
+    assert client.is_closed
+    assert client.received() == []
+
+
+def test_denied_subscription(version: Version) -> None:
+    """Each filter gets its own answer."""
+    harness = Harness(hooks=Hooks(authorize_subscribe=[denying(b"no")]))
+    client = harness.connect("c", version)
+    requests = [SubscriptionRequest(b"no", 1), SubscriptionRequest(b"yes", 1)]
+    client.send(Subscribe(packet_id=1, requests=requests).encode(version))
+
+    (answer,) = client.received()
+
+    assert answer == SubAck(packet_id=1, reasons=(0x87 if version is V5 else 0x80, 1))
+
+
+def test_denied_receive() -> None:
+    """A message does not reach who may not see it, live, retained or shared."""
+    may_see = {"a"}
+    hook: Any = lambda session, topic: None if session.client_id in may_see else DENY  # noqa: E731
+    harness = Harness(hooks=Hooks(authorize_receive=[hook]))
+    clients = [harness.connect(name, V5) for name in "ab"]
+    publisher = harness.connect("p")
+    publisher.publish("t", b"retained", retain=True)
+    found = [len(client.subscribe("t")) for client in clients]
+    for client in clients:
+        client.subscribe("$share/g/t")
+    publisher.publish("t", b"x")
+
+    assert found == [1, 0]
+    assert [len(client.messages()) for client in clients] == [2, 0]
+    may_see.add("b")
+    harness.router.forget_decisions()
+    publisher.publish("t", b"y")
+    assert len(clients[1].messages()) >= 1
+
+
+def test_decisions_are_remembered_until_forgotten() -> None:
+    """A topic is asked about once per client, until the plugin says that its rules changed."""
+    asked: list[bytes] = []
+    answer: list[Decision] = [ALLOW]
+
+    def hook(session: Any, topic: bytes, qos: int, retain: bool) -> Decision:
+        asked.append(topic)
+        return answer[0]
+
+    harness = Harness(hooks=Hooks(authorize_publish=[hook]))
+    client = harness.connect("p", V5)
+    for _ in range(3):
+        client.publish("t", b"x", 1)
+    assert asked == [b"t"]
+    answer[0] = DENY
+    harness.router.forget_decisions()
+    client.received()
+    client.publish("t", b"x", 1)
+
+    assert asked == [b"t", b"t"]
+    assert client.received() == [Ack(packet_id=4, reason=0x87)]
+
+
+def test_login_can_be_refused(version: Version) -> None:
+    """Who may not in reads why: code 4 or 0x86 with a user name, 5 or 0x87 without; and no session is left."""
+    harness = Harness(hooks=Hooks(authenticate=[lambda login: DENY]))
+    for user, v3, v5 in (("u", 4, 0x86), (None, 5, 0x87)):
+        client = harness.open(version)
+        client.send(Connect(version=version, client_id="a", user_name=user).encode())
+        (connack,) = client.received()
+        assert isinstance(connack, ConnAck)
+        assert connack.reason == (v5 if version is V5 else v3)
+        assert client.is_closed
+    assert not harness.router.sessions
+
+
+def test_login_shows_everything_but_the_password() -> None:
+    """A plugin sees who wants in; printing it shows no password."""
+    logins: list[Login] = []
+    harness = Harness(hooks=Hooks(authenticate=[lambda login: logins.append(login)]))
+    harness.connect("a", V5, user_name="u", password=b"secret")
+
+    (login,) = logins
+
+    assert (login.client_id, login.user_name, login.password, login.address) == ("a", "u", b"secret", "192.0.2.1")
+    assert "secret" not in repr(login)
+
+
+def test_take_over_needs_the_login() -> None:
+    """A client that is refused does not disturb the one that is connected."""
+    harness = Harness(hooks=Hooks(authenticate=[lambda login: ALLOW if login.user_name == "ok" else DENY]))
+    good = harness.connect("a", user_name="ok")
+    bad = harness.open()
+    bad.send(Connect(client_id="a", user_name="bad").encode())
+
+    assert bad.is_closed
+    assert not good.is_closed
+
+
+def test_late_login_holds_the_rest_back() -> None:
+    """What comes behind CONNECT waits for the answer, unread beyond what is there; then it goes on in order."""
+    pending: Pending[Decision | None] = Pending()
+    harness = Harness(hooks=Hooks(authenticate=[lambda login: pending]))
+    client = harness.open(V5)
+    client.send(Connect(version=V5, client_id="a").encode(), PINGREQ)
+    assert client.received() == []
+    assert client.wire.pauses == 1
+    client.send(PINGREQ)
+    pending.resolve(ALLOW)
+    harness.turn()
+
+    packets = client.received()
+
+    assert isinstance(packets[0], ConnAck)
+    assert packets[1:] == [PacketType.PINGRESP] * 2
+    assert client.wire.pauses == 0
+
+
+def test_late_login_of_a_client_that_is_gone() -> None:
+    """An answer for a connection that was lost meanwhile does nothing."""
+    pending: Pending[Decision | None] = Pending()
+    harness = Harness(hooks=Hooks(authenticate=[lambda login: pending]))
+    client = harness.open()
+    client.send(Connect(client_id="a").encode())
+    client.lose()
+    pending.resolve(ALLOW)
+    harness.turn()
+
+    assert not harness.router.sessions
+
+
+def test_two_late_logins_race() -> None:
+    """Of two connections of one client that wait for their logins, the one answered last takes over."""
+    pendings: list[Pending[Decision | None]] = []
+
+    def hook(login: Login) -> Answer:
+        pendings.append(Pending())
+        return pendings[-1]
+
+    harness = Harness(hooks=Hooks(authenticate=[hook]))
+    first, second = harness.open(V5), harness.open(V5)
+    for client in (first, second):
+        client.send(Connect(version=V5, client_id="a").encode())
+    pendings[1].resolve(ALLOW)
+    pendings[0].resolve(ALLOW)
+    harness.turn()
+
+    assert not first.is_closed
+    assert second.is_closed
+    assert isinstance(second.received()[-1], Disconnect)
+
+
+def test_late_publish_decision_keeps_the_order() -> None:
+    """Messages behind one that waits for a decision wait too; other clients do not."""
+    pendings: dict[bytes, Pending[Decision | None]] = {}
+
+    def hook(session: Any, topic: bytes, qos: int, retain: bool) -> Answer:
+        if not topic.startswith(b"slow"):
+            return None
+        return pendings.setdefault(topic, Pending())
+
+    harness = Harness(hooks=Hooks(authorize_publish=[hook]))
+    subscriber = harness.connect("s")
+    subscriber.subscribe("#")
+    client, other = harness.connect("p", V5), harness.connect("o")
+    client.publish("slow/1", b"1")
+    client.publish("fast", b"2")
+    client.publish("slow/2", b"3", 1)
+    other.publish("fast", b"other")
+    assert subscriber.payloads() == [b"other"]
+    pendings[b"slow/1"].resolve(ALLOW)
+    harness.turn()
+    assert subscriber.payloads() == [b"1", b"2"]
+    pendings[b"slow/2"].resolve(DENY)
+    harness.turn()
+
+    assert client.received() == [Ack(packet_id=1, reason=0x87)]
+    assert subscriber.payloads() == []
+
+
+def test_late_subscribe_decisions() -> None:
+    """A SUBSCRIBE is answered when every filter has been decided."""
+    pendings: dict[bytes, Pending[Decision | None]] = {}
+    hook: Any = lambda session, topic, qos: pendings.setdefault(topic, Pending())  # noqa: E731
+    harness = Harness(hooks=Hooks(authorize_subscribe=[hook]))
+    client = harness.connect("c", V5)
+    requests = [SubscriptionRequest(b"a", 0), SubscriptionRequest(b"b", 0)]
+    client.send(Subscribe(packet_id=1, requests=requests).encode(V5))
+    pendings[b"a"].resolve(ALLOW)
+    harness.turn()
+    assert client.received() == []
+    pendings[b"b"].resolve(DENY)
+    harness.turn()
+
+    assert client.received() == [SubAck(packet_id=1, reasons=(0, 0x87))]
+
+
+def test_keep_alive_stands_still_while_a_plugin_thinks() -> None:
+    """Silence that the broker made itself is not held against the client."""
+    pending: Pending[Decision | None] = Pending()
+    harness = Harness(hooks=Hooks(authorize_publish=[lambda *_: pending]))
+    client = harness.connect("p", keep_alive=1)
+    client.publish("t", b"x")
+    harness.advance(100)
+    assert not client.is_closed
+    pending.resolve(ALLOW)
+    harness.turn()
+    harness.advance(2)
+
+    assert client.is_closed
+
+
+def test_will_is_asked_about_twice() -> None:
+    """A will may be refused at CONNECT, and again when it is to be sent."""
+    allowed = {"t": True}
+    hooks = Hooks(
+        authorize_will=[lambda login, will: DENY if will.topic == b"never" else None],
+        authorize_publish=[lambda *_: None if allowed["t"] else DENY],
+    )
+    harness = Harness(hooks=hooks)
+    client = harness.open(V5)
+    client.send(Connect(version=V5, client_id="a", will=Will(topic=b"never", payload=b"")).encode())
+    (connack,) = client.received()
+    assert isinstance(connack, ConnAck)
+    assert connack.reason == 0x87
+    watcher = harness.connect("w")
+    watcher.subscribe("#")
+    for is_allowed in (True, False):
+        allowed["t"] = is_allowed
+        harness.connect("b", will=Will(topic=b"t", payload=b"x")).lose()
+
+    assert watcher.payloads() == [b"x"]
+    assert ("denied", "b", "send its will to", b"t") in harness.observer.events
+
+
+# --- enhanced authentication ------------------------------------------------------------------------------------------
+
+
+class TwoSteps:
+    """An exchange that wants `one`, then `two`."""
+
+    def __init__(self, login: Login) -> None:
+        self.expected = [b"one", b"two"]
+
+    def step(self, data: bytes | None) -> AuthStep | Pending[AuthStep]:
+        """Check the next word."""
+        if data != self.expected.pop(0):
+            return AuthStep(reason=ReasonCode.NOT_AUTHORIZED)
+        if self.expected:
+            return AuthStep(reason=ReasonCode.CONTINUE_AUTHENTICATION, data=b"more")
+        return AuthStep(reason=ReasonCode.SUCCESS, data=b"welcome", user="somebody")
+
+
+def auth(data: bytes, reason: ReasonCode = ReasonCode.CONTINUE_AUTHENTICATION, method: str = "two-steps") -> bytes:
+    """Return an AUTH packet."""
+    return Auth(
+        reason=reason, properties={"authentication_method": method, "authentication_data": data}
+    ).encode()
+
+
+def connect(data: bytes, method: str = "two-steps") -> bytes:
+    """Return a CONNECT that begins the exchange."""
+    properties = {"authentication_method": method, "authentication_data": data}
+    return Connect(version=V5, client_id="a", properties=properties).encode()
+
+
+@S("5:MQTT-4.12.0-2", "5:MQTT-4.12.0-3", "5:MQTT-4.12.0-5", "5:MQTT-3.15.1-1", "5:MQTT-4.12.0-7")
+def test_enhanced_authentication() -> None:
+    """AUTH goes back and forth until CONNACK; a re-authentication later ends in AUTH 0x00."""
+    harness = Harness(hooks=Hooks(exchanges={"two-steps": TwoSteps}))
+    client = harness.open(V5)
+    client.send(connect(b"one"))
+    (step,) = client.received()
+    assert isinstance(step, Auth)
+    assert step.reason is ReasonCode.CONTINUE_AUTHENTICATION
+    assert step.properties == {"authentication_method": "two-steps", "authentication_data": b"more"}
+    client.send(auth(b"two"))
+    (connack,) = client.received()
+    assert isinstance(connack, ConnAck)
+    assert connack.properties["authentication_data"] == b"welcome"
+    assert connack.properties["authentication_method"] == "two-steps"
+    assert client.connection.user_name == "somebody"
+    client.send(auth(b"one", ReasonCode.RE_AUTHENTICATE))
+    client.send(auth(b"two"))
+
+    again, done = client.received()
+
+    assert isinstance(again, Auth)
+    assert isinstance(done, Auth)
+    assert [again.reason, done.reason] == [0x18, 0]
+
+
+@S("5:MQTT-4.12.0-4", "5:MQTT-4.12.0-1", "5:MQTT-4.12.1-2", "5:MQTT-4.12.1-1")
+def test_failed_authentication() -> None:
+    """A failed exchange ends in CONNACK with its reason, a failed re-authentication in DISCONNECT."""
+    harness = Harness(hooks=Hooks(exchanges={"two-steps": TwoSteps}))
+    for packets, expected in (([connect(b"wrong")], 0x87), ([connect(b"", "unknown")], 0x8C)):
+        client = harness.open(V5)
+        client.send(*packets)
+        (connack,) = client.received()
+        assert isinstance(connack, ConnAck)
+        assert connack.reason == expected
+    client = harness.open(V5)
+    client.send(connect(b"one"))
+    client.send(auth(b"two"))
+    client.send(auth(b"wrong", ReasonCode.RE_AUTHENTICATE))
+
+    packet = client.received()[-1]
+
+    assert isinstance(packet, Disconnect)
+    assert packet.reason is ReasonCode.NOT_AUTHORIZED
+
+
+@S("5:MQTT-3.1.2-30", "5:MQTT-4.12.0-6", "5:MQTT-4.12.0-7")
+@pytest.mark.parametrize(
+    "packet",
+    [PINGREQ, auth(b"two", method="other"), auth(b"two", ReasonCode.RE_AUTHENTICATE), Auth().encode()],
+)
+def test_only_auth_may_come_during_the_exchange(packet: bytes) -> None:
+    """Anything but AUTH of the same method, or DISCONNECT, ends the connection."""
+    harness = Harness(hooks=Hooks(exchanges={"two-steps": TwoSteps}))
+    client = harness.open(V5)
+    client.send(connect(b"one"))
+    client.received()
+    client.send(packet)
+
+    assert client.is_closed
+    assert not harness.router.sessions
+
+
+def test_auth_without_method_is_a_protocol_error(version: Version) -> None:
+    """AUTH needs a CONNECT with a method, and MQTT 5."""
+    client = Harness().connect("a", version)
+    client.send(auth(b"x", ReasonCode.RE_AUTHENTICATE))
+
+    assert client.is_closed
+
+
+def test_client_may_give_up_during_the_exchange() -> None:
+    """DISCONNECT instead of AUTH ends the connection quietly."""
+    harness = Harness(hooks=Hooks(exchanges={"two-steps": TwoSteps}))
+    client = harness.open(V5)
+    client.send(connect(b"one"))
+    client.received()
+    client.disconnect()
+
+    assert client.is_closed
+    assert client.received() == []
+
+
+def test_endless_exchange_is_ended() -> None:
+    """A client cannot keep an exchange going for ever."""
+
+    class Endless:
+        def __init__(self, login: Login) -> None:
+            pass
+
+        def step(self, data: bytes | None) -> AuthStep:
+            return AuthStep(reason=ReasonCode.CONTINUE_AUTHENTICATION)
+
+    harness = Harness(hooks=Hooks(exchanges={"two-steps": Endless}))
+    client = harness.open(V5, ConnectionLimits(max_auth_steps=3))
+    client.send(connect(b""))
+    for _ in range(5):
+        client.send(auth(b""))
+
+    assert client.is_closed
+    assert [type(packet) for packet in client.received()] == [Auth, Auth, Auth, ConnAck]
+
+
+@pytest.mark.parametrize("version", [V31, V311])
+def test_auth_packet_type_is_reserved_before_5(version: Version) -> None:
+    """Packet type 15 does not exist in 3.x [3.1.1: section 2.2.1]."""
+    client = Harness().connect("a", version)
+    client.send(b"\xf0\x00")
+
+    assert client.is_closed

@@ -1,0 +1,201 @@
+"""The barrier: what is acknowledged to a durable session, or retained, waits for the journal."""
+
+from typing import Any
+
+from broker.core.limits import ConnectionLimits
+from broker.mqtt.packets import Ack, ConnAck, Connect, Disconnect, PacketType, Publish, SubAck, Subscribe
+from broker.mqtt.packets import SubscriptionRequest as Request
+from tests.harness import PUBACK, PUBCOMP, PUBREC, PUBREL, V5, V311, Client, Harness
+
+
+class FakeJournal:
+    """Notes records; the test commits."""
+
+    def __init__(self) -> None:
+        self.position = 1
+        self.records: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args: self.records.append((name, *args))
+
+    def names(self) -> list[str]:
+        """Return the kinds of records, and forget them."""
+        names = [record[0] for record in self.records]
+        self.records.clear()
+        return names
+
+
+def journalled(limits: ConnectionLimits | None = None) -> tuple[Harness, FakeJournal]:
+    """Return a broker with a journal."""
+    harness = Harness(limits=limits)
+    journal = FakeJournal()
+    harness.router.journal = journal
+    return harness, journal
+
+
+def commit(harness: Harness, journal: FakeJournal) -> None:
+    """Commit what the journal has."""
+    position = journal.position
+    journal.position += 1
+    harness.router.committed(position)
+    harness.turn()
+
+
+def durable(harness: Harness, journal: FakeJournal, client_id: str = "d") -> Client:
+    """Return a connected client with a durable session."""
+    client = harness.open(V5)
+    properties = {"session_expiry_interval": 100}
+    client.send(Connect(version=V5, client_id=client_id, clean_start=False, properties=properties).encode())
+    assert client.received() == []
+    commit(harness, journal)
+    (connack,) = client.received()
+    assert isinstance(connack, ConnAck)
+    journal.names()
+    return client
+
+
+def test_answers_wait_for_their_commit() -> None:
+    """CONNACK, SUBACK, PUBACK and PUBREC leave when their batch is committed, and in order."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    client.send(Subscribe(packet_id=1, requests=[Request(b"t", 2)]).encode(V5))
+    client.publish("t", b"x", 1, packet_id=2)
+    client.publish("t", b"y", 2, packet_id=3)
+    early = client.received()
+    assert [packet.qos for packet in early if isinstance(packet, Publish)] == [1]
+    assert len(early) == 1
+    commit(harness, journal)
+    kinds = [type(packet) for packet in client.received()]
+
+    assert kinds == [SubAck, Ack, Publish, Ack]
+    assert journal.names() == ["subscription_saved", "sent", "sent", "received"]
+
+
+def test_a_later_batch_does_not_leave_early() -> None:
+    """A commit lets go exactly what was written before it."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    client.publish("t", b"x", 1, packet_id=1)
+    first = journal.position
+    journal.position += 1
+    client.publish("t", b"y", 1, packet_id=2)
+    harness.router.committed(first)
+    harness.turn()
+    assert client.received() == [Ack(packet_id=1)]
+    harness.router.committed(journal.position)
+    harness.turn()
+
+    assert client.received() == [Ack(packet_id=2)]
+
+
+def test_answers_without_records_keep_their_place() -> None:
+    """An acknowledgement that needs no disk stays behind one that waits; pings and QoS 0 do not."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    client.publish("t", b"x", 1, packet_id=1)
+    client.ack(PUBREL, 99)
+    client.send(b"\xc0\x00")
+    assert client.received() == [PacketType.PINGRESP]
+    commit(harness, journal)
+
+    assert client.received() == [Ack(packet_id=1), Ack(packet_id=99, reason=0x92)]
+
+
+def test_every_step_of_qos2_is_recorded() -> None:
+    """Both directions of QoS 2 leave a record for each step, and PUBREL and PUBCOMP wait."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    client.send(Subscribe(packet_id=1, requests=[Request(b"t", 2)]).encode(V5))
+    client.publish("t", b"x", 2, packet_id=7)
+    commit(harness, journal)
+    (message,) = [packet for packet in client.received() if isinstance(packet, Publish)]
+    journal.names()
+    client.ack(PUBREL, 7)
+    client.ack(PUBREC, message.packet_id)
+    assert client.received() == []
+    commit(harness, journal)
+    assert client.received() == [Ack(packet_id=7), Ack(packet_id=message.packet_id)]
+    client.ack(PUBCOMP, message.packet_id)
+
+    assert journal.names() == ["released", "settled", "completed"]
+
+
+def test_queue_and_acknowledgement_are_recorded() -> None:
+    """A message for a client that is away is queued in the journal, sent when it is back, settled by its PUBACK."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    client.send(Subscribe(packet_id=1, requests=[Request(b"t", 1)]).encode(V5))
+    client.lose()
+    publisher = harness.connect("p")
+    journal.names()
+    publisher.publish("t", b"x", 1)
+    assert publisher.received() == []
+    assert journal.names() == ["queued"]
+    commit(harness, journal)
+    assert publisher.received() == [Ack(packet_id=1)]
+    client = harness.open(V5)
+    properties = {"session_expiry_interval": 100}
+    client.send(Connect(version=V5, client_id="d", clean_start=False, properties=properties).encode())
+    commit(harness, journal)
+    packets = client.received()
+    (message,) = [packet for packet in packets if isinstance(packet, Publish)]
+    client.ack(PUBACK, message.packet_id)
+
+    assert journal.names() == ["session_saved", "sent", "settled"]
+
+
+def test_retained_and_ended_sessions_are_recorded() -> None:
+    """Retained messages set and cleared, subscriptions and sessions removed."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    client.publish("t", b"x", 1, packet_id=1, retain=True)
+    client.publish("t", b"", 1, packet_id=2, retain=True)
+    client.lose()
+    harness.advance(101)
+
+    assert journal.names() == ["retained", "retained", "session_saved", "session_removed"]
+
+
+def test_clean_sessions_write_nothing() -> None:
+    """What no disk needs to know leaves no record."""
+    harness, journal = journalled()
+    client = harness.connect("a")
+    client.subscribe("t", 2)
+    client.publish("t", b"x", 0)
+    client.publish("t", b"x", 2)
+    client.lose()
+
+    assert journal.names() == []
+
+
+def test_publisher_is_held_back_by_a_slow_journal() -> None:
+    """A 3.x publisher is read no further while more than its window waits for the journal, and goes on after."""
+    limits = ConnectionLimits(max_inflight_count=3)
+    harness, journal = journalled(limits)
+    client = harness.connect("p", V311, limits=limits)
+    for i in range(1, 9):
+        client.publish("t", b"x", 1, packet_id=i)
+    assert client.wire.pauses == 1
+    assert harness.router.stats.published == 4
+    commit(harness, journal)
+    commit(harness, journal)
+    commit(harness, journal)
+
+    assert [packet.packet_id for packet in client.received() if isinstance(packet, Ack)] == list(range(1, 9))
+    assert client.wire.pauses == 0
+
+
+def test_receive_maximum_counts_what_waits() -> None:
+    """An MQTT 5 client that has more in flight than it was allowed is cut off."""
+    limits = ConnectionLimits(max_inflight_count=3)
+    harness, _ = journalled(limits)
+    client = harness.connect("p", V5, limits=limits)
+    for i in range(1, 5):
+        client.publish("t", b"x", 1, packet_id=i)
+
+    packet = client.received()[-1]
+
+    assert isinstance(packet, Disconnect)
+    assert packet.reason == 0x93
