@@ -206,12 +206,12 @@ class Connection:
     def _check_first_byte(self, first: int) -> None:
         """Refuse a packet that cannot be right before the rest of it has come."""
         kind = first >> 4
+        if self.state is State.NEW and kind != 1:
+            raise ProtocolViolation(f"it begins with the byte 0x{first:02X}, which is not MQTT's CONNECT")
         if kind == 0:
             raise MalformedPacket("packet type 0 is reserved")
         if kind != 3 and first & 15 != (2 if kind in (6, 8, 10) else 0):
             raise MalformedPacket(f"{PacketType(kind).name} has the wrong flags 0x{first & 15:X}")
-        if self.state is State.NEW and kind != 1:
-            raise ProtocolViolation(f"the first packet is {PacketType(kind).name}, not CONNECT")
 
     def _keep_for_later(self, data: bytes) -> None:
         self.rest = [data]

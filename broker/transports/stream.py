@@ -161,7 +161,11 @@ class StreamProtocol(asyncio.Protocol):
         if reason == ReasonCode.SUCCESS:
             transport.close()
         elif transport.can_write_eof():
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:
+                # The peer was faster: its reset is known to the system and not yet to the loop.
+                transport.abort()
 
     def _give_up(self) -> None:
         if self.transport is not None:

@@ -99,7 +99,7 @@ class WebSocketProtocol(StreamProtocol):
         pos, n = 0, len(data)
         if self._left:
             pos = self._rest_of_frame(data, contents)
-        while n - pos >= 6:
+        while n - pos >= 6 or (n - pos >= 2 and not data[pos + 1] & 0x80):
             first, second = data[pos], data[pos + 1]
             length = second & 0x7F
             start = pos + 6

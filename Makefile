@@ -1,0 +1,35 @@
+# `make run` and `make test` do all their own set-up on a fresh Debian machine with Python 3.11 or newer.
+.PHONY: run test check docs mutation fuzz clean
+
+run:
+	tools/venv .venv/run '.[amqtt]'
+	.venv/run/bin/python -m broker --config broker.yaml
+
+test:
+	tools/test
+
+# The quick part of `make test`: gates and tests of this Python, no clients from outside.
+check:
+	tools/venv .venv/dev dev
+	tools/gates .venv/dev
+	.venv/dev/bin/python -m pytest -q --ignore tests/interop
+
+# Write again what is generated: the JSON Schema, the configuration reference, the conformance table.
+docs:
+	tools/venv .venv/dev dev
+	.venv/dev/bin/python -m tools.generate
+
+# What the tests would miss in broker/mqtt and broker/core. Takes hours.
+mutation:
+	tools/venv .venv/dev dev
+	.venv/dev/bin/pip install -q 'mutmut>=3.2'
+	.venv/dev/bin/mutmut run
+	.venv/dev/bin/mutmut results
+
+# Longer Hypothesis campaigns over the codec and connections.
+fuzz:
+	tools/venv .venv/dev dev
+	HYPOTHESIS_PROFILE=campaign .venv/dev/bin/python -m pytest -q tests/core/test_equivalence.py tests/mqtt
+
+clean:
+	rm -rf .venv build dist node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
