@@ -154,13 +154,14 @@ async def _serve(broker: Broker, path: Path | None) -> None:
     log = logging.getLogger("broker")
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    await broker.start()
+    # Before the ports open: whoever can connect can also ask for an orderly stop.
     for name in ("SIGTERM", "SIGINT"):
         # Windows has no signal handlers on the loop; Ctrl-C raises KeyboardInterrupt there.
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(getattr(signal, name), stopping.set)
     if hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, broker.reload_certificates)
+    await broker.start()
     log.info("ternmq %s with %s", __version__, path if path is not None else "built-in defaults (no --config)")
     for line in broker.describe():
         log.info("%s", line)

@@ -127,7 +127,7 @@ def _read_toml(text: str, file: str) -> tuple[Any, dict[Place, int]]:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"line (\d+)", str(error))
-        line = int(found[1]) if found else 0
+        line = int(found[1]) if found else text.count("\n") + 1
         raise ConfigError([Problem(file, line, "", f"is not valid TOML: {error}")]) from error
     lines: dict[Place, int] = {}
     section: Place = ()

@@ -27,6 +27,10 @@ def receive(connection: "Connection", data: bytes, n: int, pos: int, body: int, 
         if done:
             return pos + 4 * done
     packet = Ack.decode(data, body, end, connection.version)
+    if packet.reason not in _REASONS[first]:
+        raise MalformedPacket(
+            f"{PacketType(first >> 4).name} has the reason 0x{packet.reason:02X}, which is not one of its"
+        )
     _SINGLES[first](connection, session, packet)
     return end
 
@@ -179,5 +183,9 @@ def _pubcomp(connection: "Connection", session: "Session", packet: Ack) -> None:
         session.pump()
 
 
+_PUBLISH_REASONS = frozenset((0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99))
+_RELEASE_REASONS = frozenset((0x00, 0x92))
+#: The reason codes that are listed for each packet [5:MQTT-3.4.2-1, 5:MQTT-3.5.2-1, 5:MQTT-3.6.2-1, 5:MQTT-3.7.2-1].
+_REASONS = {0x40: _PUBLISH_REASONS, 0x50: _PUBLISH_REASONS, 0x62: _RELEASE_REASONS, 0x70: _RELEASE_REASONS}
 _RUNS = {0x40: _puback_run, 0x50: _pubrec_run, 0x62: _pubrel_run, 0x70: _pubcomp_run}
 _SINGLES = {0x40: _puback, 0x50: _pubrec, 0x62: _pubrel, 0x70: _pubcomp}

@@ -377,6 +377,9 @@ class Connection:
         if self.v5 and (self.connect is not None or reason is not ReasonCode.PROTOCOL_ERROR):
             properties: Properties = {"reason_string": message} if self.problem_information else {}
             answer = ConnAck(reason=reason, properties=properties).encode(Version.V5)
+            asked = self.connect.properties if self.connect is not None else {}
+            if len(answer) > asked.get("maximum_packet_size", len(answer)):
+                answer = ConnAck(reason=reason).encode(Version.V5)
         elif not self.v5:
             code = connack_return_code(reason)
             if code is not None:
@@ -511,8 +514,14 @@ def _receive_ping(connection: Connection, data: bytes, body: int, end: int, firs
     connection.send(PINGRESP)
 
 
+#: The reasons that a client may give [5: section 3.14.2.1]; the others are a server's.
+_CLIENT_REASONS: Final = frozenset((0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99))
+
+
 def _receive_disconnect(connection: Connection, data: bytes, body: int, end: int, first: int) -> None:
     packet = Disconnect.decode(data, body, end, connection.version)
+    if packet.reason not in _CLIENT_REASONS:
+        raise ProtocolViolation(f"DISCONNECT has the reason {packet.reason.text}, which is not a client's")
     session = connection.session
     assert session is not None, "a connected client has a session"
     expiry = packet.properties.get("session_expiry_interval")

@@ -56,6 +56,10 @@ class StreamProtocol(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Open the core's connection; its time for CONNECT has run since the socket was accepted."""
         self.transport = cast("asyncio.Transport", transport)
+        if self._closing:
+            # Given up while its handshake was going on.
+            self.transport.abort()
+            return
         self.transport.set_write_buffer_limits(high=self.settings.limits.max_outbox_bytes)
         self.tls_identity = _identity(self.settings, self.transport)
         with self.driver.turn() as router:

@@ -28,7 +28,7 @@ def test_each_version_gets_its_connack(harness: Harness, version: Version) -> No
     """CONNECT of every version is answered on one port, with CONNACK first."""
     harness.connect("a", version)
 
-    assert [("connected", "a", False)] == harness.observer.events
+    assert harness.observer.events == [("connected", "a", False)]
 
 
 @S("3.1.1:MQTT-3.1.2-2", "5:MQTT-3.1.2-2")
@@ -213,7 +213,7 @@ def test_bytes_behind_the_payload_are_malformed(harness: Harness, version: Versi
     assert not harness.router.sessions
 
 
-@S("5:MQTT-3.1.2-24", "5:MQTT-3.2.2-9", "5:MQTT-3.2.2-10", "5:MQTT-3.2.2-11")
+@S("5:MQTT-3.2.2-9")
 def test_connack_tells_every_limit(harness: Harness) -> None:
     """Receive Maximum, Maximum Packet Size, aliases and keep-alive are told; Maximum QoS is not, as all are served."""
     limits = ConnectionLimits(
@@ -271,7 +271,7 @@ def test_ping_is_answered(harness: Harness, version: Version) -> None:
 
 @S("3.1.1:MQTT-3.1.2-24", "5:MQTT-3.1.2-22")
 def test_keep_alive_is_one_and_a_half_times(harness: Harness, version: Version) -> None:
-    """Silence for 1.5 × the keep-alive closes, and not a moment before; any packet starts it anew."""
+    """Silence for 1.5 times the keep-alive closes, and not a moment before; any packet starts it anew."""
     client = harness.connect("a", version, keep_alive=10)
     harness.advance(14.5)
     client.send(PINGREQ)
@@ -295,7 +295,6 @@ def test_keep_alive_zero_is_for_ever(harness: Harness, version: Version) -> None
     assert not client.is_closed
 
 
-@S("5:MQTT-3.1.2-21", "5:MQTT-3.2.2-21")
 def test_server_keep_alive_holds(harness: Harness) -> None:
     """The keep-alive that an MQTT 5 client is told replaces its own."""
     limits = ConnectionLimits(server_keep_alive=2)
@@ -322,7 +321,7 @@ def test_connection_timeout_is_exact(harness: Harness) -> None:
     assert not quick.is_closed
 
 
-@S("3.1.1:MQTT-3.14.4-3", "5:MQTT-3.14.4-3", "3.1.1:MQTT-3.14.4-2", "3.1.1:MQTT-3.1.2-10", "5:MQTT-3.1.2-10")
+@S("3.1.1:MQTT-3.14.4-3", "5:MQTT-3.14.4-3", "3.1.1:MQTT-3.1.2-10", "5:MQTT-3.1.2-10")
 def test_disconnect_discards_the_will(harness: Harness, version: Version) -> None:
     """A client that says good-bye has no will left."""
     watcher = harness.connect("w")
@@ -346,7 +345,7 @@ def test_disconnect_with_wrong_flags_closes_with_the_will(harness: Harness, vers
     assert watcher.payloads() == [b"x"]
 
 
-@S("5:MQTT-3.14.2-2", "5:MQTT-3.14.2-1")
+@S("5:MQTT-3.14.2-1", "5:MQTT-3.14.2-2")
 def test_disconnect_cannot_raise_expiry_from_zero(harness: Harness) -> None:
     """A session that would end with its connection cannot be kept by DISCONNECT."""
     client = harness.connect("a", V5)

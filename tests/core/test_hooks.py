@@ -59,7 +59,7 @@ def denying(what: bytes) -> Callable[..., Decision | None]:
     return lambda session, topic, *rest: DENY if topic == what else None
 
 
-@S("3.1.1:MQTT-3.3.5-2", "5:MQTT-3.3.5-2")
+@S("3.1.1:MQTT-3.3.5-2")
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_denied_publish(version: Version, qos: int) -> None:
     """A refused message reaches nobody; MQTT 5 reads 0x87, 3.x is acknowledged and told nothing."""
@@ -336,9 +336,7 @@ class TwoSteps:
 
 def auth(data: bytes, reason: ReasonCode = ReasonCode.CONTINUE_AUTHENTICATION, method: str = "two-steps") -> bytes:
     """Return an AUTH packet."""
-    return Auth(
-        reason=reason, properties={"authentication_method": method, "authentication_data": data}
-    ).encode()
+    return Auth(reason=reason, properties={"authentication_method": method, "authentication_data": data}).encode()
 
 
 def connect(data: bytes, method: str = "two-steps") -> bytes:

@@ -10,7 +10,7 @@ from tests.harness import PUBACK, PUBCOMP, PUBREC, PUBREL, V5, V311, Harness
 S = pytest.mark.statement
 
 
-@S("3.1.1:MQTT-3.8.4-6", "5:MQTT-3.8.4-8", "3.1.1:MQTT-4.3.1-1", "5:MQTT-4.3.1-1", "5:MQTT-3.3.5-1", "3.1.1:MQTT-3.3.5-1")
+@S("3.1.1:MQTT-3.8.4-6", "5:MQTT-3.8.4-8", "3.1.1:MQTT-4.3.1-1", "5:MQTT-4.3.1-1", "3.1.1:MQTT-3.3.5-1")
 @pytest.mark.parametrize("subscriber_version", [V311, V5])
 @pytest.mark.parametrize("published", [0, 1, 2])
 @pytest.mark.parametrize("granted", [0, 1, 2])
@@ -30,7 +30,14 @@ def test_delivery_is_at_the_lower_qos(
     assert bool(message.packet_id) == bool(message.qos)
 
 
-@S("3.1.1:MQTT-4.3.2-2", "5:MQTT-4.3.2-4", "3.1.1:MQTT-3.3.4-1", "5:MQTT-3.3.4-1", "3.1.1:MQTT-2.3.1-6", "5:MQTT-2.2.1-5")
+@S(
+    "3.1.1:MQTT-4.3.2-2",
+    "5:MQTT-4.3.2-4",
+    "3.1.1:MQTT-3.3.4-1",
+    "5:MQTT-3.3.4-1",
+    "3.1.1:MQTT-2.3.1-6",
+    "5:MQTT-2.2.1-5",
+)
 def test_qos1_is_acknowledged(harness: Harness, version: Version) -> None:
     """PUBACK has the identifier and four bytes, subscribers or not."""
     client = harness.connect("p", version)
@@ -56,7 +63,7 @@ def test_qos2_is_delivered_once(harness: Harness, version: Version) -> None:
 
 
 @S("5:MQTT-4.3.3-1", "5:MQTT-4.3.3-2", "5:MQTT-4.3.3-4", "3.1.1:MQTT-4.3.3-1", "5:MQTT-4.3.3-6", "5:MQTT-4.3.3-5")
-@S("5:MQTT-4.3.3-3", "5:MQTT-2.2.1-3", "5:MQTT-2.2.1-4", "3.1.1:MQTT-2.3.1-4")
+@S("5:MQTT-4.3.3-3", "5:MQTT-2.2.1-4", "5:MQTT-2.2.1-4", "3.1.1:MQTT-2.3.1-4")
 def test_qos2_outgoing_exchange(harness: Harness, version: Version) -> None:
     """PUBREC gets PUBREL, and only PUBCOMP gives the place in the window back."""
     limits = ConnectionLimits(max_inflight_count=1)
@@ -124,7 +131,14 @@ def test_unknown_identifiers_are_answered(harness: Harness, version: Version) ->
     assert not client.is_closed
 
 
-@S("3.1.1:MQTT-4.6.0-5", "5:MQTT-4.6.0-5", "3.1.1:MQTT-4.6.0-6", "5:MQTT-4.6.0-6", "3.1.1:MQTT-4.6.0-2", "5:MQTT-4.6.0-2")
+@S(
+    "3.1.1:MQTT-4.6.0-5",
+    "5:MQTT-4.6.0-5",
+    "3.1.1:MQTT-4.6.0-6",
+    "5:MQTT-4.6.0-6",
+    "3.1.1:MQTT-4.6.0-2",
+    "5:MQTT-4.6.0-2",
+)
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_order_is_kept_through_a_full_window(harness: Harness, qos: int) -> None:
     """Messages of a topic come in the order they were published, whether sent at once or queued."""
@@ -165,7 +179,14 @@ def test_acknowledgements_come_in_the_order_of_publishing(harness: Harness, vers
     assert packets == [Ack(packet_id=i) for i in identifiers] * 3
 
 
-@S("3.1.1:MQTT-3.3.1-2", "5:MQTT-3.3.1-2", "3.1.1:MQTT-3.3.1-4", "5:MQTT-3.3.1-4", "3.1.1:MQTT-2.3.1-1", "5:MQTT-2.2.1-3")
+@S(
+    "3.1.1:MQTT-3.3.1-2",
+    "5:MQTT-3.3.1-2",
+    "3.1.1:MQTT-3.3.1-4",
+    "5:MQTT-3.3.1-4",
+    "3.1.1:MQTT-2.3.1-1",
+    "5:MQTT-2.2.1-4",
+)
 @pytest.mark.parametrize(
     ("packet", "reason"),
     [
@@ -192,7 +213,14 @@ def test_bad_publish_closes(harness: Harness, version: Version, packet: bytes, r
         assert answer.reason == reason
 
 
-@S("3.1.1:MQTT-3.3.2-2", "5:MQTT-3.3.2-2", "3.1.1:MQTT-3.3.2-1", "5:MQTT-3.3.2-1", "3.1.1:MQTT-4.7.3-1", "5:MQTT-4.7.3-1")
+@S(
+    "3.1.1:MQTT-3.3.2-2",
+    "5:MQTT-3.3.2-2",
+    "3.1.1:MQTT-3.3.2-1",
+    "5:MQTT-3.3.2-1",
+    "3.1.1:MQTT-4.7.3-1",
+    "5:MQTT-4.7.3-1",
+)
 @S("3.1.1:MQTT-4.7.3-2", "5:MQTT-4.7.3-2", "3.1.1:MQTT-4.7.1-1", "5:MQTT-4.7.0-1")
 @pytest.mark.parametrize("topic", [b"a/+", b"#", b"a\x00b", b"\xff", b""])
 def test_invalid_topic_closes(harness: Harness, version: Version, topic: bytes) -> None:
@@ -203,7 +231,6 @@ def test_invalid_topic_closes(harness: Harness, version: Version, topic: bytes) 
     assert client.is_closed
 
 
-@S("5:MQTT-3.3.4-9", "5:MQTT-3.3.4-7", "5:MQTT-4.9.0-1")
 def test_receive_maximum_exceeded(harness: Harness, version: Version) -> None:
     """QoS 2 messages beyond max_inflight_count that are not released end the connection, MQTT 5 with 0x93."""
     limits = ConnectionLimits(max_inflight_count=3)
@@ -229,7 +256,7 @@ def test_pipelined_qos1_is_no_excess(harness: Harness, version: Version) -> None
     assert len(client.received()) == 600
 
 
-@S("5:MQTT-3.3.4-7", "5:MQTT-4.9.0-2", "5:MQTT-4.9.0-3", "5:MQTT-3.1.2-24")
+@S("5:MQTT-3.3.4-9", "5:MQTT-3.3.4-10", "5:MQTT-4.9.0-1", "5:MQTT-4.9.0-2", "5:MQTT-4.9.0-3")
 @pytest.mark.parametrize("qos", [1, 2])
 def test_receive_maximum_of_the_client_holds(harness: Harness, qos: int) -> None:
     """No more QoS 1 and 2 messages are unacknowledged than the client allows; QoS 0 and pings go on."""
@@ -316,7 +343,7 @@ def test_leading_wildcards_do_not_match_dollar_topics(harness: Harness, topic_fi
     assert named.payloads() == [b"1"]
 
 
-@S("3.1.1:MQTT-4.7.3-3", "5:MQTT-4.7.3-3")
+@S("3.1.1:MQTT-4.7.3-4", "5:MQTT-4.7.3-4")
 def test_topics_are_compared_byte_by_byte(harness: Harness) -> None:
     """Case, spaces and leading slashes count; nothing is normalized."""
     subscriber = harness.connect("s")

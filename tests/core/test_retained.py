@@ -15,7 +15,14 @@ from tests.harness import V5, V311, Harness
 S = pytest.mark.statement
 
 
-@S("3.1.1:MQTT-3.3.1-5", "5:MQTT-3.3.1-5", "3.1.1:MQTT-3.3.1-6", "3.1.1:MQTT-3.3.1-8", "5:MQTT-3.3.1-9", "3.1.1:MQTT-3.3.1-9")
+@S(
+    "3.1.1:MQTT-3.3.1-5",
+    "5:MQTT-3.3.1-5",
+    "3.1.1:MQTT-3.3.1-6",
+    "3.1.1:MQTT-3.3.1-8",
+    "5:MQTT-3.3.1-9",
+    "3.1.1:MQTT-3.3.1-9",
+)
 @S("5:MQTT-3.8.4-4", "3.1.1:MQTT-3.8.4-3", "5:MQTT-3.3.1-12")
 def test_new_subscription_gets_the_last_message(harness: Harness, version: Version) -> None:
     """The last retained message comes with RETAIN set; while one is subscribed it comes without."""

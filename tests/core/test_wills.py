@@ -67,9 +67,7 @@ def test_will_retain(harness: Harness, version: Version, retain: bool) -> None:
 def test_will_delay(harness: Harness) -> None:
     """A delayed will waits exactly its delay."""
     seen = watcher(harness)
-    client = harness.connect(
-        "a", V5, will=will(will_delay_interval=5), properties={"session_expiry_interval": 100}
-    )
+    client = harness.connect("a", V5, will=will(will_delay_interval=5), properties={"session_expiry_interval": 100})
     client.lose()
     harness.advance(4.5)
     assert seen.messages() == []

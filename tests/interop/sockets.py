@@ -10,7 +10,7 @@ from typing import Any
 from broker.mqtt.framing import PacketStream, ServerPacket, decode_server_packet
 from broker.mqtt.packets import ConnAck, Connect, Version
 
-__all__ = ["RawClient", "TIMEOUT"]
+__all__ = ["TIMEOUT", "RawClient"]
 
 #: Seconds that nothing on loopback should take: a bound for tests that fail, not a measurement.
 TIMEOUT = 20.0
@@ -36,7 +36,11 @@ class RawClient:
         family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
         self.sock: socket.socket = socket.socket(family)
         self.sock.settimeout(TIMEOUT)
-        self.sock.connect(address)
+        try:
+            self.sock.connect(address)
+        except OSError:
+            self.sock.close()
+            raise
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
         self.response = b""

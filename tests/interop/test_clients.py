@@ -20,7 +20,7 @@ from amqtt.client import MQTTClient
 from gmqtt import Client as GmqttClient
 from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -88,7 +88,7 @@ class Service:
         self.client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=f"ai-core-{version}-{ws}",
-            protocol=paho.MQTTProtocolVersion(version),
+            protocol=MQTTProtocolVersion(version),
             transport="websockets" if ws else "tcp",
         )
         self.ready = threading.Event()
@@ -134,7 +134,7 @@ def test_paho(broker: Process, version: int, ws: bool) -> None:
     with service(broker.tcp, version):
         page = paho.Client(
             CallbackAPIVersion.VERSION2,
-            protocol=paho.MQTTProtocolVersion(version),
+            protocol=MQTTProtocolVersion(version),
             client_id=f"page-{version}-{ws}",
             transport="websockets" if ws else "tcp",
         )
@@ -142,7 +142,7 @@ def test_paho(broker: Process, version: int, ws: bool) -> None:
         page.on_subscribe = lambda *_: ready.set()
 
         def on_message(client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
-            answers.append(message.payload)
+            answers.append(bytes(message.payload))
             if len(answers) == 3:
                 done.set()
 
@@ -292,7 +292,7 @@ def test_request_and_response(broker: Process) -> None:
         client.on_subscribe = lambda *_: subscribed.set()
 
         def on_message(client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
-            answers.append((message.topic, message.payload, message.properties.CorrelationData))  # type: ignore[union-attr]
+            answers.append((message.topic, bytes(message.payload), getattr(message.properties, "CorrelationData", b"")))
             done.set()
 
         client.on_message = on_message

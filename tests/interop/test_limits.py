@@ -117,7 +117,9 @@ def test_inflight_outgoing(start: Start, kind: tuple[bool, Version], limit: dict
         raw.send(Subscribe(packet_id=1, requests=[SubscriptionRequest(b"t", 1)]).encode(raw.version))
         assert isinstance(raw.receive(), SubAck)
         publisher.connect("p")
-        publisher.send(*[Publish(topic=b"t", payload=b"x" * 1024, qos=1, packet_id=i + 1).encode(V311) for i in range(7)])
+        publisher.send(
+            *[Publish(topic=b"t", payload=b"x" * 1024, qos=1, packet_id=i + 1).encode(V311) for i in range(7)]
+        )
         for i in range(7):
             assert publisher.receive() == Ack(packet_id=i + 1)
         raw.send(PINGREQ)

@@ -11,6 +11,7 @@ import pytest
 
 from broker import Broker, StartError
 from broker.core.hooks import Login
+from broker.mqtt.framing import decode_server_packet
 from broker.mqtt.packets import PINGREQ, Connect, PacketType, Publish, Subscribe, SubscriptionRequest, Version
 from tests.interop.conftest import Start
 from tests.interop.sockets import RawClient
@@ -112,10 +113,14 @@ def test_client_without_certificate_is_refused(start: Start, certificates: Path)
     """With capath a certificate is wanted."""
     tls = {"certpath": "server.pem", "keypath": "server.key", "capath": "ca.pem"}
     broker = start({"v4": {"1": {"listen": "127.0.0.1:0", "tls": tls}}}, certificates)
-    with RawClient(("127.0.0.1", broker.port("v4.1")), tls=trusting(certificates)) as raw, pytest.raises(OSError):
-        raw.send(Connect(client_id="a").encode())
-        if raw.receive() is None:
-            raise ConnectionResetError
+    with RawClient(("127.0.0.1", broker.port("v4.1")), tls=trusting(certificates)) as raw:
+        try:
+            raw.send(Connect(client_id="a").encode())
+            packet = raw.receive()
+        except OSError:
+            packet = None
+    assert packet is None
+    assert not broker.broker.router.sessions
 
 
 async def test_missing_certificate_is_named(certificates: Path) -> None:
@@ -130,10 +135,17 @@ async def test_missing_certificate_is_named(certificates: Path) -> None:
 # --- WebSocket --------------------------------------------------------------------------------------------------------
 
 
-@S("5:MQTT-6.0.0-4", "3.1.1:MQTT-6.0.0-4", "5:MQTT-6.0.0-3", "3.1.1:MQTT-6.0.0-3")
+@S("5:MQTT-6.0.0-4", "3.1.1:MQTT-6.0.0-4")
 @pytest.mark.parametrize(
     ("offered", "chosen"),
-    [("mqtt", "mqtt"), ("mqttv3.1", "mqttv3.1"), ("foo, mqtt", "mqtt"), ("mqttv3.1, mqtt", "mqttv3.1"), ("foo", None), ("", None)],
+    [
+        ("mqtt", "mqtt"),
+        ("mqttv3.1", "mqttv3.1"),
+        ("foo, mqtt", "mqtt"),
+        ("mqttv3.1, mqtt", "mqttv3.1"),
+        ("foo", None),
+        ("", None),
+    ],
 )
 @pytest.mark.parametrize("path", ["/", "/mqtt", "/any/path?x=1"])
 def test_subprotocols_and_paths(start: Start, offered: str, chosen: str | None, path: str) -> None:
@@ -173,7 +185,7 @@ def test_text_frame_closes_with_1003(start: Start) -> None:
         assert raw.close_code == 1003
 
 
-@S("3.1.1:MQTT-6.0.0-2", "5:MQTT-6.0.0-2")
+@S("3.1.1:MQTT-6.0.0-2", "5:MQTT-6.0.0-2", "3.1.1:MQTT-4.2.0-1", "5:MQTT-4.2.0-1")
 def test_packets_and_frames_are_independent(start: Start) -> None:
     """Packets are split over frames, merged in frames, and spread over fragmented messages with pings between."""
     broker = start(WS)
@@ -193,15 +205,13 @@ def test_packets_and_frames_are_independent(start: Start) -> None:
             raw.frame(message)
         raw.receive()
         opcodes = []
-        payloads = []
+        payloads: list[bytes] = []
         while len(payloads) < 5:
             frame = raw.read_frame() if not raw.waiting else None
             if frame is not None and frame[0] == 10:
                 opcodes.append(frame[1])
                 continue
             if frame is not None:
-                from broker.mqtt.framing import decode_server_packet
-
                 found = [decode_server_packet(first, body, V311) for first, body in raw.stream.feed(frame[1])]
                 raw.waiting += found
             payloads += [packet.payload for packet in raw.waiting if isinstance(packet, Publish)]
@@ -226,9 +236,7 @@ def test_frames_of_every_length(start: Start, size: int) -> None:
         assert packet.payload == payload
 
 
-@pytest.mark.parametrize(
-    "bad", [{"opcode": 3}, {"masked": False}, {"opcode": 0}, {"opcode": 9, "fin": False}], ids=str
-)
+@pytest.mark.parametrize("bad", [{"opcode": 3}, {"masked": False}, {"opcode": 0}, {"opcode": 9, "fin": False}], ids=str)
 def test_bad_frames_close(start: Start, bad: dict[str, Any]) -> None:
     """A frame that RFC 6455 does not allow ends its connection."""
     broker = start(WS)
