@@ -1,5 +1,5 @@
 # `make run` and `make test` do all their own set-up on a fresh Debian machine with Python 3.11 or newer.
-.PHONY: run test check docs mutation fuzz clean
+.PHONY: run test check docs interop mutation fuzz clean
 
 run:
 	tools/venv .venv/run '.[amqtt]'
@@ -18,6 +18,11 @@ check:
 docs:
 	tools/venv .venv/dev dev
 	.venv/dev/bin/python -m tools.generate
+
+# The MQTT 5 interoperability suite that paho ships, against a running broker. Takes two minutes.
+interop:
+	tools/venv .venv/dev dev
+	.venv/dev/bin/python -m tests.interop.paho_suite
 
 # What the tests would miss in broker/mqtt and broker/core. Takes hours.
 mutation:

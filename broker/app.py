@@ -221,7 +221,7 @@ def _connection_limits(section: Connections) -> ConnectionLimits:
         max_topic_levels=section.max_topic_levels,
         max_topic_length=section.max_topic_length,
         topic_alias_maximum=section.topic_alias_maximum,
-        server_keep_alive=section.server_keep_alive,
+        max_keep_alive=section.max_keep_alive,
         disconnect_denied_publisher=section.disconnect_denied_publisher,
     )
 

@@ -81,8 +81,10 @@ class Connections(_Section):
     topic_alias_maximum: Annotated[int, Field(ge=0, le=65_535)] = Field(
         default=100, description="Topic aliases that an MQTT 5 client may set up. [not in rumqttd]"
     )
-    server_keep_alive: Annotated[int, Field(ge=0, le=65_535)] | None = Field(
-        default=None, description="Keep-alive in seconds told to MQTT 5 clients in place of their own. [not in rumqttd]"
+    max_keep_alive: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
+        default=None,
+        description="The longest keep-alive in seconds; MQTT 5 clients that ask for a longer one, or none, are told it. "
+        "[not in rumqttd]",
     )
     disconnect_denied_publisher: bool = Field(
         default=False,

@@ -259,10 +259,8 @@ def _admit(connection: "Connection", claimed: bool) -> None:
     else:
         connection.send(answer)
     session.attach(connection)
-    keep_alive = connect.keep_alive
-    if connection.v5 and connection.limits.server_keep_alive is not None:
-        keep_alive = connection.limits.server_keep_alive
-    connection.watch_keep_alive(keep_alive)
+    server_keep_alive = _server_keep_alive(connection, connect)
+    connection.watch_keep_alive(connect.keep_alive if server_keep_alive is None else server_keep_alive)
     router.observer.connected(connection, present)
     if present:
         session.resend_releases()
@@ -352,13 +350,22 @@ def _connack(connection: "Connection", connect: Connect, session: Session, prese
         properties["assigned_client_identifier"] = connection.client_id
     if limits.topic_alias_maximum:
         properties["topic_alias_maximum"] = limits.topic_alias_maximum
-    if limits.server_keep_alive is not None:
-        properties["server_keep_alive"] = limits.server_keep_alive
+    server_keep_alive = _server_keep_alive(connection, connect)
+    if server_keep_alive is not None:
+        properties["server_keep_alive"] = server_keep_alive
     if connection.auth_method is not None:
         properties["authentication_method"] = connection.auth_method
         if "authentication_data" in connect.properties:
             properties["authentication_data"] = connect.properties["authentication_data"]
     return answer
+
+
+def _server_keep_alive(connection: "Connection", connect: Connect) -> int | None:
+    """Return the keep-alive to use in place of the client's, or None; 3.x has no way to tell one [5: 3.2.2.3.14]."""
+    longest = connection.limits.max_keep_alive
+    if longest is None or not connection.v5 or 0 < connect.keep_alive <= longest:
+        return None
+    return longest
 
 
 def maximum_packet_size(remaining_length: int) -> int:

@@ -39,8 +39,8 @@ class ConnectionLimits:
     topic_alias_maximum: int = 100
     #: AUTH packets from a client before its CONNACK, or in one re-authentication.
     max_auth_steps: int = 10
-    #: The keep-alive told to MQTT 5 clients instead of their own, or None to leave it to them.
-    server_keep_alive: int | None = None
+    #: The longest keep-alive in seconds, told to MQTT 5 clients that ask for a longer one or none; None for no bound.
+    max_keep_alive: int | None = None
     #: Whether an MQTT 3.x client that publishes where it may not is cut off, rather than acknowledged and ignored.
     disconnect_denied_publisher: bool = False
 

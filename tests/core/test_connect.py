@@ -217,7 +217,7 @@ def test_bytes_behind_the_payload_are_malformed(harness: Harness, version: Versi
 def test_connack_tells_every_limit(harness: Harness) -> None:
     """Receive Maximum, Maximum Packet Size, aliases and keep-alive are told; Maximum QoS is not, as all are served."""
     limits = ConnectionLimits(
-        max_inflight_count=500, max_remaining_length=20_480, topic_alias_maximum=7, server_keep_alive=60
+        max_inflight_count=500, max_remaining_length=20_480, topic_alias_maximum=7, max_keep_alive=60
     )
     client = harness.open(V5, limits)
     client.send(Connect(version=V5, client_id="a").encode())
@@ -296,15 +296,18 @@ def test_keep_alive_zero_is_for_ever(harness: Harness, version: Version) -> None
 
 
 def test_server_keep_alive_holds(harness: Harness) -> None:
-    """The keep-alive that an MQTT 5 client is told replaces its own."""
-    limits = ConnectionLimits(server_keep_alive=2)
-    client = harness.connect("a", V5, keep_alive=1000, limits=limits)
-    harness.advance(2.9)
-    assert not client.is_closed
+    """An MQTT 5 client that asks for a longer keep-alive, or none, is held to the one told; a shorter one stays."""
+    limits = ConnectionLimits(max_keep_alive=2)
+    for asked, held in ((1000, 3.0), (0, 3.0), (2, 3.0), (1, 1.5)):
+        client = harness.connect("a", V5, keep_alive=asked, limits=limits)
+        harness.advance(held - 0.5)
+        assert not client.is_closed
+        harness.advance(0.5)
+        assert client.is_closed
+    old = harness.connect("b", V311, keep_alive=1000, limits=limits)
+    harness.advance(100)
 
-    harness.advance(0.1)
-
-    assert client.is_closed
+    assert not old.is_closed
 
 
 def test_connection_timeout_is_exact(harness: Harness) -> None:

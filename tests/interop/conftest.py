@@ -38,9 +38,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
     openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "ca.key",
-            "-out", "ca.pem", "-days", "2", "-subj", "/CN=test CA")  # fmt: skip
+            "-out", "ca.pem", "-days", "2", "-subj", "/CN=test CA",
+            "-addext", "keyUsage=critical,keyCertSign,cRLSign")  # fmt: skip
     for name, subject, alternative in (("server", "localhost", "DNS:localhost"), ("client", "alice", "DNS:alice.test")):
-        (folder / f"{name}.ext").write_text(f"subjectAltName={alternative}\n")
+        (folder / f"{name}.ext").write_text(
+            f"subjectAltName={alternative}\nauthorityKeyIdentifier=keyid\nkeyUsage=digitalSignature\n"
+        )
         openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", f"{name}.key",
                 "-out", f"{name}.csr", "-subj", f"/CN={subject}")  # fmt: skip
         openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",

@@ -38,11 +38,11 @@ class RawClient:
         self.sock.settimeout(TIMEOUT)
         try:
             self.sock.connect(address)
+            if tls is not None:
+                self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
         except OSError:
             self.sock.close()
             raise
-        if tls is not None:
-            self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
         self.response = b""
         self.close_code: int | None = None
         self._buffer = b""
