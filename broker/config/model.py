@@ -83,7 +83,7 @@ class Connections(_Section):
     )
     max_keep_alive: Annotated[int, Field(ge=1, le=65_535)] | None = Field(
         default=None,
-        description="The longest keep-alive in seconds; MQTT 5 clients that ask for a longer one, or none, are told it. "
+        description="The longest keep-alive in seconds; MQTT 5 clients that ask for a longer one or none are told it. "
         "[not in rumqttd]",
     )
     disconnect_denied_publisher: bool = Field(

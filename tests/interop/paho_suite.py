@@ -2,9 +2,9 @@
 
     python -m tests.interop.paho_suite
 
-The suite is Eclipse paho.mqtt.testing's client_test5 as paho's own project keeps it. It is fetched from the package index
-with the version of paho that is installed here, and run with the broker it expects: one filter that nobody may subscribe
-to, a longest keep-alive of 60 s, a small Receive Maximum.
+The suite is Eclipse paho.mqtt.testing's client_test5 as paho's own project keeps it. It is fetched from the package
+index with the version of paho that is installed here, and run with the broker it expects: one filter that nobody may
+subscribe to, a longest keep-alive of 60 s, a small Receive Maximum.
 """
 
 import contextlib
