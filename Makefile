@@ -28,13 +28,13 @@ interop:
 mutation:
 	tools/venv .venv/dev dev
 	.venv/dev/bin/pip install -q 'mutmut>=3.2'
-	.venv/dev/bin/mutmut run
+	TERNMQ_EXAMPLES=0.1 .venv/dev/bin/mutmut run
 	.venv/dev/bin/mutmut results
 
 # Longer Hypothesis campaigns over the codec and connections.
 fuzz:
 	tools/venv .venv/dev dev
-	HYPOTHESIS_PROFILE=campaign .venv/dev/bin/python -m pytest -q tests/core/test_equivalence.py tests/mqtt
+	TERNMQ_EXAMPLES=200 .venv/dev/bin/python -m pytest -q tests/core/test_equivalence.py tests/core/test_model.py tests/config
 
 clean:
 	rm -rf .venv build dist node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis

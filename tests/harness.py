@@ -1,5 +1,6 @@
 """A broker without a socket or a clock: clients that hand bytes to the core and read what it answers."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,12 @@ V31, V311, V5 = Version.V31, Version.V311, Version.V5
 VERSIONS = (V31, V311, V5)
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
 
+
+def examples(count: int) -> int:
+    """Return how many examples Hypothesis tries: *count* times TERNMQ_EXAMPLES, more in campaigns, fewer in mutation."""
+    return max(5, int(count * float(os.environ.get("TERNMQ_EXAMPLES", "1"))))
+
+
 __all__ = [
     "PUBACK",
     "PUBCOMP",
@@ -42,6 +49,7 @@ __all__ = [
     "FakeWire",
     "Harness",
     "RecordingObserver",
+    "examples",
 ]
 
 

@@ -13,6 +13,7 @@ from broker.cli import schema_text
 from broker.config import Config, ConfigError, load_config
 from broker.config.load import notes, parse_config
 from broker.config.model import parse_listen
+from tests.harness import examples
 from tools import generate
 
 ROOT = Path(__file__).parent.parent.parent
@@ -194,7 +195,7 @@ def test_huge_file_is_refused(tmp_path: Path) -> None:
         load_config(path)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(st.text(max_size=60), st.sampled_from(["b.yaml", "b.toml"]))
 def test_any_text_is_a_configuration_or_an_error(text: str, file: str) -> None:
     """No text makes the loader fail in another way."""
