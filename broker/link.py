@@ -68,6 +68,7 @@ class Link:
         self._arrived = asyncio.Event()
         self._answers: dict[tuple[PacketType, int], asyncio.Future[Any]] = {}
         self._next_id = 0
+        self._taken = 0
         self._refused: int | None = None
         self._closed = False
         with driver.turn() as router:
@@ -141,6 +142,7 @@ class Link:
             self._arrived.clear()
             await self._arrived.wait()
         packet = self._messages.popleft()
+        self._taken += 1
         if len(self._messages) == _HIGH // 2:
             self._driver.run(self._connection.unblocked)
         if packet.qos and not self._closed:
@@ -232,6 +234,10 @@ class Link:
         """Return 0: a link holds messages, and asks for no more when it has enough."""
         return 0
 
+    def taken(self) -> int:
+        """Return how many messages its user has taken, as a sign of life."""
+        return self._taken
+
     def pause(self) -> None:
         """Do nothing: a link sends only what its user awaits."""
 
@@ -245,7 +251,3 @@ class Link:
         for future in self._answers.values():
             if not future.done():
                 future.set_exception(LinkError("the broker closed the link", reason))
-
-    def abort(self) -> None:
-        """As `close`."""
-        self.close(ReasonCode.UNSPECIFIED_ERROR)

@@ -32,7 +32,7 @@ PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketTy
 
 
 def examples(count: int) -> int:
-    """Return how many examples Hypothesis tries: *count* times TERNMQ_EXAMPLES, more in campaigns, fewer in mutation."""
+    """Return how many examples Hypothesis tries: *count* times TERNMQ_EXAMPLES: more in a campaign."""
     return max(5, int(count * float(os.environ.get("TERNMQ_EXAMPLES", "1"))))
 
 
@@ -63,7 +63,7 @@ class FakeWire:
         self.data = bytearray()
         self.writes = 0
         self.closed_for: int | None = None
-        self.aborted = False
+        self.has_taken = 0
         self.pauses = 0
         self.unread = 0
 
@@ -90,10 +90,9 @@ class FakeWire:
         """Note the reason."""
         self.closed_for = reason
 
-    def abort(self) -> None:
-        """Note it."""
-        self.aborted = True
-        self.closed_for = 0x80
+    def taken(self) -> int:
+        """Return what the test says the peer has read."""
+        return self.has_taken
 
 
 class RecordingObserver(Observer):

@@ -330,7 +330,9 @@ class Connection:
             return
         self.wire.send(out)
         out.clear()
-        if self.is_blocked and self.wire.unsent() > 4 * self.limits.max_outbox_bytes:
+        # Messages are bounded by the window and by dropping; answers to what the client goes on asking by this.
+        most = 4 * self.limits.max_outbox_bytes + self.limits.max_inflight_bytes
+        if self.is_blocked and self.wire.unsent() > most:
             self.end(ReasonCode.QUOTA_EXCEEDED, "the client sends but does not read its answers")
 
     def blocked(self) -> None:
@@ -340,8 +342,12 @@ class Connection:
         self.is_blocked = True
         if self.session is not None:
             self.session.block()
+        self._watch_reading()
+
+    def _watch_reading(self) -> None:
+        taken = self.wire.taken()
         self.block_deadline = self.router.deadlines.at(
-            self.router.now + self.limits.slow_reader_timeout, self._blocked_too_long
+            self.router.now + self.limits.slow_reader_timeout, lambda: self._check_reading(taken)
         )
 
     def unblocked(self) -> None:
@@ -354,7 +360,11 @@ class Connection:
         if self.session is not None and self.session.connection is self:
             self.session.unblock()
 
-    def _blocked_too_long(self) -> None:
+    def _check_reading(self, taken: int) -> None:
+        """End the connection where the peer has taken nothing since *taken* bytes; a slow one may go on."""
+        if self.wire.taken() > taken:
+            self._watch_reading()
+            return
         self.end(
             ReasonCode.QUOTA_EXCEEDED,
             f"the client has read nothing for {self.limits.slow_reader_timeout:g} s while messages for it wait",
@@ -423,7 +433,7 @@ class Connection:
             return
         was_connected = self.state is State.CONNECTED
         self.out.clear()
-        self._close(ReasonCode.UNSPECIFIED_ERROR, abort=True)
+        self._close(ReasonCode.UNSPECIFIED_ERROR)
         if was_connected:
             self.router.connections.discard(self)
             self.router.observer.disconnected(self, ReasonCode.UNSPECIFIED_ERROR, message, False)
@@ -431,7 +441,7 @@ class Connection:
         else:
             self.router.observer.refused(self, ReasonCode.UNSPECIFIED_ERROR, message)
 
-    def _close(self, reason: ReasonCode, *, abort: bool = False) -> None:
+    def _close(self, reason: ReasonCode) -> None:
         self.state = State.CLOSED
         for deadline in (self.connect_deadline, self.keep_alive_deadline, self.block_deadline):
             if deadline is not None:
@@ -442,10 +452,7 @@ class Connection:
         if self.out:
             self.wire.send(self.out)
             self.out.clear()
-        if abort:
-            self.wire.abort()
-        else:
-            self.wire.close(reason)
+        self.wire.close(reason)
 
     def _settle(self, *, keep_will: bool = False) -> None:
         """Part from the session: keep it or end it, and publish its will when it is due."""

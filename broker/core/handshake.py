@@ -253,8 +253,8 @@ def _admit(connection: "Connection", claimed: bool) -> None:
     router.connections.add(connection)
     router.stats.connections_total += 1
     answer = _connack(connection, connect, session, present).encode(connection.version)
-    if router.journal is not None and session.durable:
-        router.journal.session_saved(session)
+    if router.journal is not None and (session.durable or session.is_stored):
+        router.save(session)
         connection.send_after_commit(answer)
     else:
         connection.send(answer)

@@ -53,14 +53,14 @@ def receive(connection: "Connection", data: bytes, n: int, pos: int, body: int, 
     if route is None:
         _check_topic(connection, topic)
         route = connection.router.route(topic)
+    run = _make_run(connection, data[pos:stop], size, topic, first, topic_end - pos, payload - pos, properties)
     if connection.router.hooks.authorize_publish:
         decision = _authorize(connection, topic, first & 7)
         if isinstance(decision, Pending):
             return pos, 0
         if decision is Decision.DENY:
-            _refuse(connection, data, pos, stop, size, topic_end - pos, qos, topic, ReasonCode.NOT_AUTHORIZED)
+            _refuse(connection, run, ReasonCode.NOT_AUTHORIZED)
             return stop, 1
-    run = _make_run(connection, data, pos, stop, size, topic, first, topic_end - pos, payload - pos, properties)
     router = connection.router
     router.stats.published += run.count
     router.stats.published_bytes += stop - pos
@@ -176,34 +176,24 @@ def _authorize(connection: "Connection", topic: bytes, flags: int) -> Decision |
     return verdict
 
 
-def _refuse(
-    connection: "Connection",
-    data: bytes,
-    pos: int,
-    stop: int,
-    size: int,
-    id_at: int,
-    qos: int,
-    topic: bytes,
-    reason: ReasonCode,
-) -> None:
+def _refuse(connection: "Connection", run: Run, reason: ReasonCode) -> None:
     """Answer each message of a run with *reason*; MQTT 3.x is told nothing, or cut off [5: section 3.4.2.1]."""
     session = connection.session
     assert session is not None, "a connected client has a session"
     if reason is ReasonCode.NOT_AUTHORIZED:
-        connection.router.observer.denied(session, "publish to", topic)
-    connection.router.stats.dropped += (stop - pos) // size
-    if not connection.v5 and (connection.limits.disconnect_denied_publisher or reason is ReasonCode.QUOTA_EXCEEDED):
-        raise MqttError(reason, f"the message to {topic.decode()!r} is refused: {reason.text}")
-    if not qos:
+        connection.router.observer.denied(session, "publish to", run.topic)
+    connection.router.stats.dropped += run.count
+    if not run.qos and reason is not ReasonCode.NOT_AUTHORIZED:
         return
-    kind = PacketType.PUBACK if qos == 1 else PacketType.PUBREC
+    if not connection.v5 and (connection.limits.disconnect_denied_publisher or reason is ReasonCode.QUOTA_EXCEEDED):
+        raise MqttError(reason, f"the message to {run.topic.decode()!r} is refused: {reason.text}")
+    if not run.qos:
+        return
+    kind = PacketType.PUBACK if run.qos == 1 else PacketType.PUBREC
     code = reason if connection.v5 else ReasonCode.SUCCESS
-    for at in range(pos + id_at, stop, size):
-        packet_id = data[at] << 8 | data[at + 1]
-        if not packet_id:
-            raise ProtocolViolation("a PUBLISH of QoS 1 or 2 has packet identifier 0")
-        if qos == 2 and not connection.v5:
+    high, low, _ = _columns(run)
+    for packet_id in _identifiers(high, low):
+        if run.qos == 2 and not connection.v5:
             _note_received(session, packet_id)
         connection.acknowledge(Ack(packet_id=packet_id, reason=code).encode(kind, connection.version))
 
@@ -217,8 +207,6 @@ def _note_received(session: "Session", packet_id: int) -> None:
 def _make_run(
     connection: "Connection",
     data: bytes,
-    pos: int,
-    stop: int,
     size: int,
     topic: bytes,
     first: int,
@@ -226,6 +214,7 @@ def _make_run(
     payload_at: int,
     properties: Properties | None,
 ) -> Run:
+    """Return the run whose packets are *data*; what is for this hop alone is left out of its properties."""
     qos = first >> 1 & 3
     kept = b""
     expiry = None
@@ -238,7 +227,7 @@ def _make_run(
         topic,
         qos,
         bool(first & 1),
-        data[pos:stop],
+        data,
         size,
         payload_at,
         v5=connection.v5,
@@ -253,14 +242,9 @@ def _make_run(
 
 def _retained(connection: "Connection", run: Run, last: Run) -> bool:
     """Retain the last message of *last*; where there is no room, refuse the whole *run* and tell so."""
-    refusal = connection.router.retain(last)
-    if refusal is None:
+    if connection.router.retain(last) is None:
         return True
-    quota = ReasonCode.QUOTA_EXCEEDED
-    if run.qos:
-        _refuse(connection, run.data, 0, len(run.data), run.size, run.id_at, run.qos, run.topic, quota)
-    else:
-        connection.router.stats.dropped += run.count
+    _refuse(connection, run, ReasonCode.QUOTA_EXCEEDED)
     return False
 
 

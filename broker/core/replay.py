@@ -69,6 +69,7 @@ class Replay:
                 run = router.aged(run)
             identifiers = (options.identifier,) if options.identifier and session.v5 else ()
             session.offer(Delivery(run, min(run.qos, options.qos), True, identifiers), 0, 1)
+            run.forget_encodings()
             if most_bytes is not None:
                 most_bytes -= run.size
         if self._waiting and not self._waiting[0][0]:

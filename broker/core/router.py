@@ -313,8 +313,18 @@ class Router:
             session.expiry_deadline = self.deadlines.at(
                 self.now + session.expiry_interval, lambda: self._expire(session)
             )
-        if self.journal is not None:
+        self.save(session)
+
+    def save(self, session: Session) -> None:
+        """Tell the journal of *session*: that it is there, or no longer outlives its connection."""
+        if self.journal is None:
+            return
+        if session.durable:
+            session.is_stored = True
             self.journal.session_saved(session)
+        elif session.is_stored:
+            session.is_stored = False
+            self.journal.session_removed(session.client_id)
 
     def _expire(self, session: Session) -> None:
         """End *session* where its time has come by the wall clock too, which may have been set back meanwhile."""
@@ -332,14 +342,12 @@ class Router:
         if session.expiry_deadline is not None:
             session.expiry_deadline.cancel()
         session.end_losses()
-        was_durable = session.durable
         for topic_filter in list(session.subscriptions):
             self.unsubscribe(session, topic_filter)
         session.expiry_interval = 0
         self.send_will(session)
         self._hand_over(session)
-        if was_durable and self.journal is not None:
-            self.journal.session_removed(session.client_id)
+        self.save(session)
         if self.ownership is not None:
             self.ownership.release(session.client_id)
         self.observer.session_ended(session, expired)

@@ -165,6 +165,10 @@ class Run:
             encoded = self._encoded[key] = self.build(v5, qos, retain, identifiers, self.expiry)
         return encoded
 
+    def forget_encodings(self) -> None:
+        """Keep no more than what came in: for messages that stay."""
+        self._encoded = None
+
     def build(
         self,
         v5: bool,

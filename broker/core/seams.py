@@ -32,6 +32,10 @@ class Wire(Protocol):
         """Return the bytes that the peer has not taken yet."""
         ...
 
+    def taken(self) -> int:
+        """Return the bytes that the peer has taken since the beginning."""
+        ...
+
     def pause(self) -> None:
         """Deliver no more input until `resume`; each pause is matched by one resume."""
         ...
@@ -42,10 +46,6 @@ class Wire(Protocol):
 
     def close(self, reason: int) -> None:
         """Send what is unsent, let the peer read it, then close for *reason*; input is thrown away from now on."""
-        ...
-
-    def abort(self) -> None:
-        """Close at once; what is unsent is lost."""
         ...
 
 

@@ -38,6 +38,7 @@ class Session:
         "expires_at",
         "expiry_deadline",
         "expiry_interval",
+        "is_stored",
         "limits",
         "lost",
         "max_packet_size",
@@ -72,6 +73,8 @@ class Session:
         #: Wall time at which the session ends, while the client is away.
         self.expires_at: float | None = None
         self.expiry_deadline: Deadline | None = None
+        #: Whether the journal knows the session.
+        self.is_stored = False
         self.subscriptions: dict[bytes, Options] = {}
         self.window: Window | None = None
         #: Messages that wait: delivery, first, last + 1.

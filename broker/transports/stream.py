@@ -46,6 +46,7 @@ class StreamProtocol(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.connection: Connection | None = None
         self._done = done
+        self._written = 0
         self._pauses = 0
         self._started = False
         self._closing = False
@@ -106,10 +107,10 @@ class StreamProtocol(asyncio.Protocol):
         if self._linger is not None:
             self._linger.cancel()
         self._done(self)
+        self._closing = True
         if self.connection is not None and not self.connection.is_closed():
             message = "the client closed the socket without DISCONNECT" if error is None else f"socket error: {error}"
             self.driver.run(lambda: cast("Connection", self.connection).lost(message))
-        self._closing = True
 
     def pause_writing(self) -> None:
         """Note that the peer does not read."""
@@ -125,10 +126,18 @@ class StreamProtocol(asyncio.Protocol):
 
     def send(self, parts: Sequence[bytes | bytearray]) -> None:
         """Write *parts* to the socket at once."""
-        assert self.transport is not None, "nothing is sent before connection_made"
         data = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._write(data)
+
+    def _write(self, data: bytes | bytearray) -> None:
+        assert self.transport is not None, "nothing is sent before connection_made"
+        self._written += len(data)
         self.driver.router.stats.sent_bytes += len(data)
         self.transport.write(data)
+
+    def taken(self) -> int:
+        """Return the bytes that have left for the peer."""
+        return self._written - self.unsent()
 
     def unsent(self) -> int:
         """Return the bytes that wait in the transport."""

@@ -253,16 +253,14 @@ class WebSocketProtocol(StreamProtocol):
         protocol.send_response(response)
 
     def _write_out(self) -> None:
-        assert self.transport is not None, "data follows connection_made"
         for data in self._ws.data_to_send():
             if data != SEND_EOF:
-                self.transport.write(data)
+                self._write(data)
 
     # --- Wire ---------------------------------------------------------------------------------------------------------
 
     def send(self, parts: Sequence[bytes | bytearray]) -> None:
         """Write *parts* in binary frames, cut between parts where it can be."""
-        assert self.transport is not None, "nothing is sent before connection_made"
         if not self._open:
             return
         if self._compressed:
@@ -276,8 +274,7 @@ class WebSocketProtocol(StreamProtocol):
             data = b"".join((b"\x82\x7e", size.to_bytes(2, "big"), *parts))
         else:
             data = b"".join((b"\x82", bytes((size,)), *parts))
-        self.driver.router.stats.sent_bytes += len(data)
-        self.transport.write(data)
+        self._write(data)
 
     def close(self, reason: int) -> None:
         """Say good-bye in a close frame too."""

@@ -199,3 +199,17 @@ def test_receive_maximum_counts_what_waits() -> None:
 
     assert isinstance(packet, Disconnect)
     assert packet.reason == 0x93
+
+
+def test_session_that_is_no_longer_durable_is_removed() -> None:
+    """A client that comes back without an expiry takes its session out of the journal at once."""
+    harness, journal = journalled()
+    durable(harness, journal).lose()
+    journal.names()
+    client = harness.open(V5)
+    client.send(Connect(version=V5, client_id="d", clean_start=False).encode())
+    assert journal.names() == ["session_removed"]
+    commit(harness, journal)
+    client.lose()
+
+    assert journal.names() == []

@@ -32,13 +32,14 @@ def test_slow_reader_loses_qos0_only(harness: Harness) -> None:
 
 
 def test_reader_that_stopped_is_disconnected(harness: Harness) -> None:
-    """A client that leaves a full outbox unread for slow_reader_timeout is cut off; one that reads again is not."""
+    """A client that reads nothing of a full outbox for slow_reader_timeout is cut off; one that reads slowly is not."""
     limits = ConnectionLimits(slow_reader_timeout=10.0)
-    stopped, recovered = harness.connect("stopped", V5, limits=limits), harness.connect("recovered", V5, limits=limits)
-    for client in (stopped, recovered):
+    stopped, recovered, slow = (harness.connect(name, V5, limits=limits) for name in ("stopped", "recovered", "slow"))
+    for client in (stopped, recovered, slow):
         client.connection.blocked()
     harness.advance(9)
     recovered.connection.unblocked()
+    slow.wire.has_taken = 1
     assert not stopped.is_closed
     harness.advance(1)
 
@@ -47,13 +48,19 @@ def test_reader_that_stopped_is_disconnected(harness: Harness) -> None:
     assert isinstance(packet, Disconnect)
     assert packet.reason is ReasonCode.QUOTA_EXCEEDED
     assert not recovered.is_closed
+    assert not slow.is_closed
+    harness.advance(10)
+    assert slow.is_closed
 
 
 def test_client_that_asks_and_never_reads_is_cut_off(harness: Harness) -> None:
     """Answers to a client that does not read them are bounded too."""
-    client = harness.connect("a", V5, limits=ConnectionLimits(max_outbox_bytes=1000))
+    client = harness.connect("a", V5, limits=ConnectionLimits(max_outbox_bytes=1000, max_inflight_bytes=500))
     client.connection.blocked()
-    client.wire.unread = 4001
+    client.wire.unread = 4500
+    client.send(PINGREQ)
+    assert not client.is_closed
+    client.wire.unread = 4501
     client.send(PINGREQ)
 
     assert client.is_closed
