@@ -1,6 +1,7 @@
 """A broker without a socket or a clock: clients that hand bytes to the core and read what it answers."""
 
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,6 +96,20 @@ class FakeWire:
         return self.has_taken
 
 
+#: Words that messages for people write in capitals.
+_CAPITALS = frozenset((*(kind.name for kind in PacketType), "MQTT", "UTF", "DUP", "HTTP", "TLS"))
+
+
+def check_text(message: str) -> None:
+    """Check that a message for people is a sentence as the others are: no capitals but for names, nothing missing."""
+    assert isinstance(message, str)
+    first = message.split()[0]
+    assert first in _CAPITALS or not first[0].isupper() or message.startswith("Maximum"), message
+    for word in re.findall(r"[A-Za-z]+", re.sub(r"'[^']*'|0x[0-9A-F]+|U\+0000", "", message)):
+        assert len(word) < 2 or not word.isupper() or word in _CAPITALS, message
+        assert not re.search("[A-Z]{2}[a-z]|[a-z][A-Z]{2}", word), message
+
+
 class RecordingObserver(Observer):
     """Keeps the names of events with their telling arguments."""
 
@@ -105,9 +120,11 @@ class RecordingObserver(Observer):
         self.events.append(("connected", connection.client_id, session_present))
 
     def refused(self, connection: Connection, reason: Any, message: str) -> None:
+        check_text(message)
         self.events.append(("refused", connection.client_id, int(reason), message))
 
     def disconnected(self, connection: Connection, reason: Any, message: str, by_client: bool) -> None:
+        check_text(message)
         self.events.append(("disconnected", connection.client_id, int(reason), by_client))
 
     def taken_over(self, old: Connection, new: Connection) -> None:
@@ -123,15 +140,18 @@ class RecordingObserver(Observer):
         self.events.append(("unsubscribed", session.client_id, topic_filter))
 
     def denied(self, session: Any, action: str, topic: bytes) -> None:
+        check_text(action)
         self.events.append(("denied", session.client_id, action, topic))
 
     def dropping(self, session: Any, why: str) -> None:
+        check_text(why)
         self.events.append(("dropping", session.client_id, why))
 
     def dropped(self, session: Any, why: str, count: int) -> None:
         self.events.append(("dropped", session.client_id, why, count))
 
     def retained_refused(self, topic: bytes, why: str) -> None:
+        check_text(why)
         self.events.append(("retained refused", topic))
 
 
@@ -236,6 +256,7 @@ class Harness:
         limits: ConnectionLimits | None = None,
         router_limits: RouterLimits | None = None,
         hooks: Hooks | None = None,
+        journal: Any = None,
     ) -> None:
         self.limits = limits or ConnectionLimits()
         self.observer = RecordingObserver()
@@ -245,6 +266,9 @@ class Harness:
         self.router = Router(
             router_limits, observer=self.observer, hooks=hooks, choose=lambda found: found[-1], new_id=self._new_id
         )
+        self.router.journal = journal
+        #: Whether what the journal holds back is let go at the end of each turn.
+        self.commits = journal is not None
         self.tell_time()
 
     def _new_id(self) -> str:
@@ -260,8 +284,12 @@ class Harness:
         """Finish the turn: write out, and go on with what was left, until nothing is."""
         self.router.flush()
         for _ in range(100_000):
-            if not self.router.has_backlog():
+            if not self.router.has_backlog() and not (self.commits and self.router.is_waiting_for_commit()):
                 return
+            if self.commits and self.router.journal is not None:
+                position = self.router.journal.position
+                self.router.journal.position += 1
+                self.router.committed(position)
             self.router.run_backlog()
             self.router.flush()
         raise AssertionError("the backlog never ends")

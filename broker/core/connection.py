@@ -48,6 +48,7 @@ class Connection:
         "connect_deadline",
         "decisions",
         "exchange",
+        "gate",
         "held",
         "held_messages",
         "is_blocked",
@@ -88,6 +89,8 @@ class Connection:
         #: What waits for the journal: batch, bytes, messages of the client; later acknowledgements queue behind it.
         self.held: deque[tuple[int, bytes, int]] | None = None
         self.held_messages = 0
+        #: The batch of the journal before which nothing at all may leave: CONNACK waits for it.
+        self.gate: int | None = None
         self.journal_wait: Pending[None] | None = None
         #: Input that is not handled yet, and how many bytes it takes to go on.
         self.rest: list[bytes] = []
@@ -305,8 +308,28 @@ class Connection:
         self.held.append((position, data, messages))
         self.held_messages += messages
 
+    def close_gate(self) -> None:
+        """Let nothing leave before the journal has committed what was written so far: not even what needs no disk."""
+        journal = self.router.journal
+        if journal is None or self.session is None:
+            return
+        self.gate = journal.position
+        self.router.wait_for_commit(journal.position, self)
+        self.session.block()
+
+    def _open_gate(self) -> None:
+        self.gate = None
+        if self.state is State.CLOSED:
+            return
+        if self.session is not None and not self.is_blocked:
+            self.session.unblock()
+        if self.out:
+            self.router.dirty.append(self)
+
     def release_held(self, position: int) -> None:
         """Send what waited for the journal's batches up to *position*."""
+        if self.gate is not None and self.gate <= position:
+            self._open_gate()
         held = self.held
         while held and held[0][0] <= position:
             _, data, messages = held.popleft()
@@ -326,7 +349,7 @@ class Connection:
     def flush(self) -> None:
         """Write out the outbox."""
         out = self.out
-        if not out:
+        if not out or self.gate is not None:
             return
         self.wire.send(out)
         out.clear()
@@ -449,9 +472,9 @@ class Connection:
         self.rest = []
         self.suspended = None
         self.exchange = None
-        if self.out:
+        if self.out and self.gate is None:
             self.wire.send(self.out)
-            self.out.clear()
+        self.out.clear()
         self.wire.close(reason)
 
     def _settle(self, *, keep_will: bool = False) -> None:

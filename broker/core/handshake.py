@@ -253,12 +253,11 @@ def _admit(connection: "Connection", claimed: bool) -> None:
     router.connections.add(connection)
     router.stats.connections_total += 1
     answer = _connack(connection, connect, session, present).encode(connection.version)
+    connection.send(answer)
+    session.attach(connection)
     if router.journal is not None and (session.durable or session.is_stored):
         router.save(session)
-        connection.send_after_commit(answer)
-    else:
-        connection.send(answer)
-    session.attach(connection)
+        connection.close_gate()
     server_keep_alive = _server_keep_alive(connection, connect)
     connection.watch_keep_alive(connect.keep_alive if server_keep_alive is None else server_keep_alive)
     router.observer.connected(connection, present)

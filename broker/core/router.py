@@ -428,6 +428,10 @@ class Router:
         """Call *connection* back when the journal has committed *position*."""
         self._waiting_for_commit.append((position, connection))
 
+    def is_waiting_for_commit(self) -> bool:
+        """Tell whether anything waits for the journal."""
+        return bool(self._waiting_for_commit)
+
     def committed(self, position: int) -> None:
         """Let everything go that waited for the journal's batches up to *position*."""
         waiting = self._waiting_for_commit

@@ -76,6 +76,9 @@ class Journal(Protocol):
     def sent(self, client_id: str, delivery: "Delivery", start: int, stop: int, packet_id: int) -> None:
         """Those messages are in flight with consecutive packet identifiers from *packet_id* on."""
 
+    def discarded(self, client_id: str, delivery: "Delivery", start: int, stop: int) -> None:
+        """Queued messages are gone unsent: they have expired, or are too large for the client."""
+
     def received(self, client_id: str, packet_id: int, count: int) -> None:
         """The client sent QoS 2 messages with these identifiers and has not released them."""
 

@@ -163,10 +163,15 @@ class Session:
         if connection is None:
             return
         if self.out is _SHUT:
-            self.lose("slow reader", count)
+            self._lose_qos0(connection, count)
             return
         self.router.dirty.append(connection)
         self.out.append(blob)
+
+    def _lose_qos0(self, connection: "Connection", count: int) -> None:
+        # A client whose CONNACK waits for the disk is not there yet: that it misses QoS 0 messages is no loss.
+        if connection.gate is None:
+            self.lose("slow reader", count)
 
     def offer(self, delivery: Delivery, start: int, stop: int) -> None:
         """Send messages *start* to *stop* of *delivery*, or queue what cannot go now."""
@@ -184,7 +189,7 @@ class Session:
         if self.connection is None:
             return
         if self.out is _SHUT:
-            self.lose("slow reader", stop - start)
+            self._lose_qos0(self.connection, stop - start)
             return
         run = delivery.run
         encoded, alias = self._encode(delivery) or (delivery.encode(self.v5), 0)
@@ -245,24 +250,29 @@ class Session:
         if journal is not None and self.durable:
             journal.queued(self.client_id, delivery, start, stop)
 
-    def _transmit(self, delivery: Delivery, start: int, stop: int) -> int:
-        """Send from *start* on as much as the window takes; return where it stopped."""
+    def _transmit(self, delivery: Delivery, start: int, stop: int, *, queued: bool = False) -> int:
+        """Send from *start* on as much as the window takes; return where it stopped.
+
+        *queued* says that the messages come from the queue, where the journal knows them.
+        """
         connection, window = self.connection, self.window
         assert connection is not None, "nothing is transmitted without a connection"
         if window is None:
             window = self.window = Window(self._max_inflight(), self.limits.max_inflight_bytes)
         if window.count >= window.max_count:
             return start
+        journal = self.router.journal if self.durable else None
         found = self._encode(delivery)
-        if found is None:
-            self.router.stats.expired += stop - start
+        if found is None or found[0].size > self.max_packet_size:
+            if found is None:
+                self.router.stats.expired += stop - start
+            else:
+                self.lose("larger than the client's Maximum Packet Size", stop - start)
+            if queued and journal is not None:
+                journal.discarded(self.client_id, delivery, start, stop)
             return stop
         (data, size, id_at), alias = found
-        if size > self.max_packet_size:
-            self.lose("larger than the client's Maximum Packet Size", stop - start)
-            return stop
         qos = delivery.qos
-        journal = self.router.journal if self.durable else None
         while start < stop:
             wanted = window.room(size)
             if wanted <= 0:
@@ -300,7 +310,7 @@ class Session:
             return
         while queue:
             delivery, start, stop = queue[0]
-            reached = self._transmit(delivery, start, stop)
+            reached = self._transmit(delivery, start, stop, queued=True)
             self.queued_count -= reached - start
             self.queued_bytes -= (reached - start) * delivery.run.size
             if reached < stop:
@@ -340,6 +350,11 @@ class Session:
             window.settle(delivery.qos, one)
             if delivery.qos == 2:
                 window.give_back()
+        journal = self.router.journal
+        if journal is not None and self.durable:
+            journal.settled(self.client_id, delivery.qos, index + 1, count)
+            if delivery.qos == 2:
+                journal.completed(self.client_id, index + 1, count)
 
     def resend_releases(self) -> None:
         """Send every PUBREL whose PUBCOMP is missing again [5:MQTT-4.4.0-1]."""

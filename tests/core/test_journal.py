@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import pytest
+
 from broker.core.limits import ConnectionLimits
 from broker.mqtt.packets import Ack, ConnAck, Connect, Disconnect, PacketType, Publish, SubAck, Subscribe
 from broker.mqtt.packets import SubscriptionRequest as Request
+from tests.core.journal_model import JournalModel
 from tests.harness import PUBACK, PUBCOMP, PUBREC, PUBREL, V5, V311, Client, Harness
 
 
@@ -29,9 +32,9 @@ class FakeJournal:
 
 def journalled(limits: ConnectionLimits | None = None) -> tuple[Harness, FakeJournal]:
     """Return a broker with a journal."""
-    harness = Harness(limits=limits)
     journal = FakeJournal()
-    harness.router.journal = journal
+    harness = Harness(limits=limits, journal=journal)
+    harness.commits = False
     return harness, journal
 
 
@@ -213,3 +216,115 @@ def test_session_that_is_no_longer_durable_is_removed() -> None:
     client.lose()
 
     assert journal.names() == []
+
+
+def modelled(max_inflight_count: int) -> tuple[Harness, JournalModel]:
+    """Return a broker with a journal that is held against it."""
+    journal = JournalModel()
+    return Harness(limits=ConnectionLimits(max_inflight_count=max_inflight_count), journal=journal), journal
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_records_agree_with_runs_and_odd_orders(qos: int) -> None:
+    """Runs, acknowledgements in any order, with reasons, and errors leave records of what the broker has."""
+    harness, journal = modelled(max_inflight_count=8)
+    client = harness.durable("s", V5)
+    client.subscribe("t", qos, 7)
+    publisher = harness.durable("p", V5, limits=ConnectionLimits())
+    for first in (1, 300, 65_530):
+        packets = [Publish(topic=b"t", qos=qos, packet_id=first + i).encode(V5) for i in range(6)]
+        publisher.send(*packets)
+        journal.compare(harness.router)
+    publisher.received()
+    while messages := [packet for packet in client.received() if isinstance(packet, Publish)]:
+        for position in (2, 0, 1):
+            if position < len(messages):
+                reason = 0x80 if position == 2 else 0
+                client.ack(PUBACK if qos == 1 else PUBREC, messages[position].packet_id, reason)
+                journal.compare(harness.router)
+        rest = messages[3:]
+        client.send(*[Ack(packet_id=m.packet_id).encode(PUBACK if qos == 1 else PUBREC, V5) for m in rest])
+        journal.compare(harness.router)
+        if qos == 2:
+            open_ones = [m.packet_id for i, m in enumerate(messages) if i != 2]
+            client.ack(PUBREC, open_ones[0])
+            client.ack(PUBCOMP, open_ones[-1])
+            client.send(*[Ack(packet_id=i).encode(PUBCOMP, V5) for i in open_ones[:-1]])
+            journal.compare(harness.router)
+    if qos == 2:
+        for first in (1, 300, 65_530):
+            publisher.ack(PUBREL, first + 3)
+            publisher.send(*[Ack(packet_id=first + i).encode(PUBREL, V5) for i in (0, 1, 2, 4, 5)])
+            journal.compare(harness.router)
+    assert journal.sessions["s"].items == []
+    assert journal.sessions["p"].received == set()
+
+
+def test_records_of_what_is_dropped_from_the_queue() -> None:
+    """Expired messages, those too large after a reconnect, and sessions that end leave nothing behind."""
+    harness, journal = modelled(max_inflight_count=2)
+    client = harness.durable("s", V5)
+    client.subscribe("t", 2)
+    publisher = harness.connect("p", V5)
+    for size in (10, 200, 10, 200, 10):
+        publisher.publish("t", b"x" * size, 2)
+    publisher.publish("t", b"old", 1, properties={"message_expiry_interval": 1})
+    journal.compare(harness.router)
+    client.lose()
+    harness.advance(10)
+    client = harness.durable("s", V5, session_present=True, properties={"maximum_packet_size": 100})
+    while messages := client.received():
+        for message in messages:
+            if isinstance(message, Publish):
+                client.ack(PUBREC, message.packet_id)
+            else:
+                client.ack(PUBCOMP, message.packet_id)  # type: ignore[union-attr]  # PUBREL
+            journal.compare(harness.router)
+    assert journal.sessions["s"].items == []
+    client.unsubscribe("t")
+    client.lose()
+    harness.advance(10_000)
+
+    journal.compare(harness.router)
+    assert journal.sessions == {}
+
+
+def test_nothing_leaves_before_connack() -> None:
+    """While CONNACK waits for the disk nothing overtakes it; QoS 0 messages of that time are not for the client."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    client.send(Subscribe(packet_id=1, requests=[Request(b"t", 1)]).encode(V5))
+    commit(harness, journal)
+    client.lose()
+    publisher = harness.connect("p")
+    publisher.publish("t", b"1", 1)
+    client = harness.open(V5)
+    properties = {"session_expiry_interval": 100}
+    client.send(Connect(version=V5, client_id="d", clean_start=False, properties=properties).encode(), b"\xc0\x00")
+    publisher.publish("t", b"0", 0)
+    publisher.publish("t", b"2", 1)
+    assert client.received() == []
+    commit(harness, journal)
+
+    packets = client.received()
+
+    assert [type(packet) for packet in packets] == [ConnAck, Publish, PacketType, Publish]
+    assert [packet.payload for packet in packets if isinstance(packet, Publish)] == [b"1", b"2"]
+    assert harness.router.stats.dropped == 0
+    publisher.publish("t", b"live")
+    assert len(client.received()) == 1
+
+
+def test_connection_that_ends_before_its_connack() -> None:
+    """A client that is lost while its CONNACK waits never gets it, and its session is kept."""
+    harness, journal = journalled()
+    client = harness.open(V5)
+    properties = {"session_expiry_interval": 100}
+    client.send(Connect(version=V5, client_id="d", clean_start=False, properties=properties).encode(), b"\x00\x00")
+    assert client.is_closed
+    commit(harness, journal)
+
+    assert client.received() == []
+    assert "d" in harness.router.sessions
+    harness.advance(101)
+    assert "d" not in harness.router.sessions

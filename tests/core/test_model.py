@@ -1,6 +1,7 @@
 """The broker against a reference model: clients come, go, subscribe, publish and acknowledge in any order.
 
-The model knows nothing of runs, stretches, routes or caches: it has for each session a set of filters, and a list of
+A journal takes part: what its records say must survive is what the broker has, after every step. The model knows
+nothing of runs, stretches, routes or caches: it has for each session a set of filters, and a list of
 the QoS 1 and 2 messages that it is owed, of which the first few must be in the client's hands.
 """
 
@@ -14,6 +15,7 @@ from broker.core.limits import ConnectionLimits
 from broker.mqtt.packets import Ack, ConnAck, Publish, SubAck, SubscriptionRequest, UnsubAck, Unsubscribe, Version
 from broker.mqtt.packets import Subscribe as SubscribePacket
 from broker.mqtt.topics import matches
+from tests.core.journal_model import JournalModel
 from tests.harness import PUBACK, PUBCOMP, PUBREC, PUBREL, V5, V311, Client, Harness, examples
 
 NAMES = ("a", "b", "c")
@@ -43,7 +45,8 @@ class BrokerAgainstModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.harness = Harness(limits=ConnectionLimits(max_inflight_count=WINDOW))
+        self.journal = JournalModel()
+        self.harness = Harness(limits=ConnectionLimits(max_inflight_count=WINDOW), journal=self.journal)
         self.clients: dict[str, Client] = {}
         #: QoS 1 and 2 messages that a client has and has not acknowledged.
         self.inbox: dict[str, list[Publish]] = {}
@@ -198,6 +201,7 @@ class BrokerAgainstModel(RuleBasedStateMachine):
             assert (sessions[name].connection is not None) is (name in self.clients)
         assert not self.publisher.is_closed
         assert len(self.harness.router.retained) == len(self.retained)
+        self.journal.compare(self.harness.router)
 
 
 BrokerAgainstModel.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
