@@ -20,8 +20,7 @@ def receive(connection: "Connection", data: bytes, n: int, pos: int, body: int, 
     first = data[pos]
     if first & 15 != (2 if first >> 4 == PacketType.PUBREL else 0):
         raise MalformedPacket(f"{PacketType(first >> 4).name} has the wrong flags 0x{first & 15:X}")
-    session = connection.session
-    assert session is not None, "a connected client has a session"
+    session = connection.its_session
     if end - body == 2:
         done = _RUNS[first](connection, session, data, pos, (n - pos) >> 2)
         if done:

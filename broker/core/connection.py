@@ -115,6 +115,18 @@ class Connection:
             router.now + limits.connection_timeout, self._connect_timed_out
         )
 
+    @property
+    def its_session(self) -> "Session":
+        """The session of a connected client."""
+        assert self.session is not None, "a connected client has a session"
+        return self.session
+
+    @property
+    def its_connect(self) -> Connect:
+        """The CONNECT of a client that is being admitted, or that may authenticate again."""
+        assert self.connect is not None, "what comes before has checked that a CONNECT came"
+        return self.connect
+
     # --- input ------------------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
@@ -479,8 +491,7 @@ class Connection:
 
     def _settle(self, *, keep_will: bool = False) -> None:
         """Part from the session: keep it or end it, and publish its will when it is due."""
-        router, session = self.router, self.session
-        assert session is not None, "a connected client has a session"
+        router, session = self.router, self.its_session
         if session.connection is not self:
             return
         session.detach()
@@ -552,8 +563,7 @@ def _receive_disconnect(connection: Connection, data: bytes, body: int, end: int
     packet = Disconnect.decode(data, body, end, connection.version)
     if packet.reason not in _CLIENT_REASONS:
         raise ProtocolViolation(f"DISCONNECT has the reason {packet.reason.text}, which is not a client's")
-    session = connection.session
-    assert session is not None, "a connected client has a session"
+    session = connection.its_session
     expiry = packet.properties.get("session_expiry_interval")
     if expiry is not None and expiry != session.expiry_interval:
         if not session.expiry_interval:

@@ -56,8 +56,7 @@ def _version(connection: "Connection", data: bytes, body: int, end: int) -> tupl
 
 
 def _login(connection: "Connection") -> Login:
-    connect = connection.connect
-    assert connect is not None, "a login comes from a CONNECT"
+    connect = connection.its_connect
     return Login(
         client_id=connection.client_id,
         user_name=connect.user_name,
@@ -124,8 +123,7 @@ def _check_room(connection: "Connection") -> None:
 
 
 def _authenticated(connection: "Connection", decision: Decision) -> None:
-    connect = connection.connect
-    assert connect is not None, "a login comes from a CONNECT"
+    connect = connection.its_connect
     if decision is Decision.DENY:
         reason = ReasonCode.NOT_AUTHORIZED if connect.user_name is None else ReasonCode.BAD_USER_NAME_OR_PASSWORD
         raise MqttError(reason, f"the login of {connect.user_name!r} is refused")
@@ -133,8 +131,7 @@ def _authenticated(connection: "Connection", decision: Decision) -> None:
 
 
 def _authorize_will(connection: "Connection") -> None:
-    connect = connection.connect
-    assert connect is not None, "a login comes from a CONNECT"
+    connect = connection.its_connect
     will = connect.will
     if will is None:
         _claim(connection, Decision.ALLOW)
@@ -181,11 +178,11 @@ def _stepped(connection: "Connection", step: AuthStep) -> None:
     if connection.state is State.CONNECTED:
         connection.send(_auth_packet(connection, ReasonCode.SUCCESS, step.data))
         return
-    assert connection.connect is not None, "an exchange comes from a CONNECT"
+    properties = connection.its_connect.properties
     if step.data is not None:
-        connection.connect.properties["authentication_data"] = step.data
+        properties["authentication_data"] = step.data
     else:
-        connection.connect.properties.pop("authentication_data", None)
+        properties.pop("authentication_data", None)
     _authorize_will(connection)
 
 
@@ -230,8 +227,7 @@ def _admit(connection: "Connection", claimed: bool) -> None:
     """Join the client with its session and tell it; the old connection of the same client is gone before."""
     if not claimed:
         raise MqttError(ReasonCode.SERVER_UNAVAILABLE, "another node of the broker keeps this client")
-    connect = connection.connect
-    assert connect is not None, "a client is admitted for its CONNECT"
+    connect = connection.its_connect
     router = connection.router
     _take_over(connection)
     # Asked again: other clients may have come while plugins were thinking.

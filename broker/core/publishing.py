@@ -158,8 +158,7 @@ def _authorize(connection: "Connection", topic: bytes, flags: int) -> Decision |
     decision = connection.decisions.get((topic, flags))
     if decision is not None:
         return decision
-    session = connection.session
-    assert session is not None, "a connected client has a session"
+    session = connection.its_session
     hooks = connection.router.hooks
     answers = [hook(session, topic, flags >> 1 & 3, bool(flags & 1)) for hook in hooks.authorize_publish]
     verdict = decide(answers, hooks.default_authorize)
@@ -178,8 +177,7 @@ def _authorize(connection: "Connection", topic: bytes, flags: int) -> Decision |
 
 def _refuse(connection: "Connection", run: Run, reason: ReasonCode) -> None:
     """Answer each message of a run with *reason*; MQTT 3.x is told nothing, or cut off [5: section 3.4.2.1]."""
-    session = connection.session
-    assert session is not None, "a connected client has a session"
+    session = connection.its_session
     if reason is ReasonCode.NOT_AUTHORIZED:
         connection.router.observer.denied(session, "publish to", run.topic)
     connection.router.stats.dropped += run.count
@@ -283,8 +281,7 @@ def _acknowledge(connection: "Connection", run: Run) -> None:
 
 def _check_quota(connection: "Connection", more: int) -> None:
     """Refuse messages beyond the Receive Maximum that the client was told [5:MQTT-3.3.4-9]."""
-    session = connection.session
-    unfinished = connection.held_messages + more + (len(session.received or ()) if session is not None else 0)
+    unfinished = connection.held_messages + more + len(connection.its_session.received or ())
     limit = connection.limits.max_inflight_count
     if unfinished > limit:
         raise MqttError(
@@ -295,8 +292,7 @@ def _check_quota(connection: "Connection", more: int) -> None:
 
 def _receive_qos2(connection: "Connection", run: Run) -> None:
     """Route the messages of a QoS 2 run that are new, and send the PUBRECs [5:MQTT-4.3.3-8 to -12]."""
-    session = connection.session
-    assert session is not None, "a connected client has a session"
+    session = connection.its_session
     received = session.received
     if received is None:
         received = session.received = set()

@@ -170,9 +170,9 @@ class Router:
         if self._unflushed > _FLUSH_AT:
             self.flush()
 
-    def _deliver_shared(self, share: SharedGroup, run: Run, avoid: Session | None = None) -> None:
+    def _deliver_shared(self, share: SharedGroup, run: Run) -> None:
         topic = run.topic
-        member = share.pick(lambda session: self.may_receive(session, topic), avoid)
+        member = share.pick(lambda session: self.may_receive(session, topic))
         if member is None:
             return
         options = share.members[member]

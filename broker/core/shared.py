@@ -29,15 +29,13 @@ class SharedGroup:
         self._choose = choose
         self._next = 0
 
-    def pick(self, may_receive: Callable[["Session"], bool], avoid: "Session | None" = None) -> "Session | None":
+    def pick(self, may_receive: Callable[["Session"], bool]) -> "Session | None":
         """Return the member that gets the next message, or None where no member may have it.
 
         Connected members come first; messages wait for one that is away only where nobody is connected
-        [5: section 4.8.2]. *avoid* is left out where anybody else is there.
+        [5: section 4.8.2].
         """
-        able = [member for member in self.members if member is not avoid and may_receive(member)]
-        if not able and avoid is not None and avoid in self.members and may_receive(avoid):
-            able = [avoid]
+        able = [member for member in self.members if may_receive(member)]
         candidates = [member for member in able if member.connection is not None] or able
         if not candidates:
             return None

@@ -32,8 +32,7 @@ def receive_subscribe(connection: "Connection", data: bytes, body: int, end: int
 def _decide(connection: "Connection", packet: Subscribe) -> None:
     """Ask plugins about every filter; go on when the last has been answered."""
     hooks = connection.router.hooks
-    session = connection.session
-    assert session is not None, "a connected client has a session"
+    session = connection.its_session
     if hooks.authorize_subscribe:
         for request in packet.requests:
             key = (request.topic_filter, _SUBSCRIBE | request.qos)
@@ -63,7 +62,7 @@ def _subscribe(connection: "Connection", session: "Session", packet: Subscribe) 
         if reason is not None:
             reasons.append(reason)
             continue
-        options = Options.of(request.options, identifier)
+        options = router.subscriptions().options(request.options, identifier)
         is_new = router.subscribe(session, request.topic_filter, options)
         reasons.append(request.qos)
         granted.append((request.topic_filter, options, is_new))
@@ -106,8 +105,7 @@ def _refusal(connection: "Connection", session: "Session", request: Subscription
 def receive_unsubscribe(connection: "Connection", data: bytes, body: int, end: int, first: int) -> None:
     """Handle UNSUBSCRIBE: a reason code per filter in MQTT 5, one UNSUBACK in all [5:MQTT-3.10.4-4]."""
     packet = Unsubscribe.decode(data, body, end, connection.version)
-    router, session = connection.router, connection.session
-    assert session is not None, "a connected client has a session"
+    router, session = connection.router, connection.its_session
     reasons = []
     for topic_filter in packet.topic_filters:
         if not is_valid_utf8(topic_filter):

@@ -1,7 +1,7 @@
 """Topic filters and who subscribed to them: exact filters in a dictionary, wildcards in a trie."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from broker.core.shared import SharedGroup
 from broker.mqtt.topics import is_wildcard
@@ -12,11 +12,14 @@ if TYPE_CHECKING:
 __all__ = ["Bucket", "Options", "SubscriptionIndex"]
 
 
+#: Different options that are remembered.
+_MAX_OPTIONS = 4096
+
+
 class Options:
-    """The options of a subscription [5: section 3.8.3.1]; equal ones are one object, so never changed."""
+    """The options of a subscription [5: section 3.8.3.1]; shared among subscriptions, so never changed."""
 
     __slots__ = ("byte", "identifier", "no_local", "qos", "retain_as_published", "retain_handling")
-    _interned: ClassVar[dict[tuple[int, int], "Options"]] = {}
 
     def __init__(self, byte: int, identifier: int) -> None:
         self.byte = byte
@@ -25,17 +28,6 @@ class Options:
         self.no_local = bool(byte & 4)
         self.retain_as_published = bool(byte & 8)
         self.retain_handling = byte >> 4 & 3
-
-    @classmethod
-    def of(cls, byte: int, identifier: int = 0) -> "Options":
-        """Return the options that *byte* and the subscription identifier (0 for none) stand for."""
-        key = (byte, identifier)
-        options = cls._interned.get(key)
-        if options is None:
-            if len(cls._interned) > 4096:
-                cls._interned.clear()
-            options = cls._interned[key] = cls(byte, identifier)
-        return options
 
 
 class Bucket:
@@ -73,6 +65,19 @@ class SubscriptionIndex:
     def __init__(self) -> None:
         self._exact: dict[bytes, Bucket] = {}
         self._root = _Node()
+        self._options: dict[tuple[int, int], Options] = {}
+
+    def options(self, byte: int, identifier: int = 0) -> Options:
+        """Return what an options byte and a subscription identifier (0 for none) stand for.
+
+        Equal ones are mostly one object: a hundred thousand subscriptions have a handful of options.
+        """
+        options = self._options.get((byte, identifier))
+        if options is None:
+            if len(self._options) >= _MAX_OPTIONS:
+                self._options.clear()
+            options = self._options[(byte, identifier)] = Options(byte, identifier)
+        return options
 
     def bucket(self, topic_filter: bytes) -> Bucket:
         """Return the bucket of *topic_filter*, made where there was none."""
