@@ -189,8 +189,8 @@ def test_loss_before_connect_is_a_refusal(harness: Harness) -> None:
 
 @pytest.mark.parametrize(
     ("data", "is_closed"),
-    [(b"\x30\xff\xff\xff", False), (b"\x30\xff\xff\xff\xff", True), (b"\x30\x80\x80\x80\x00", True), (b"\x30\x80", False),
-     (b"\x30\x80\x00", True)],
+    [(b"\x30\xff\xff\xff", False), (b"\x30\xff\xff\xff\xff", True), (b"\x30\x80\x80\x80\x00", True),
+     (b"\x30\x80", False), (b"\x30\x80\x00", True)],
 )  # fmt: skip
 def test_lengths_that_come_in_pieces(harness: Harness, data: bytes, is_closed: bool) -> None:
     """A length is refused with the byte that makes it wrong, and waited for until then; also behind other packets."""
