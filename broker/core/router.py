@@ -30,6 +30,8 @@ __all__ = ["Router"]
 
 #: Published bytes after which outboxes are written out even though the turn is not over: bounds every outbox.
 _FLUSH_AT: Final = 256 * 1024
+#: Connections whose left-over input is handled in one turn: with more, new input of others would wait too long.
+_BACKLOG_AT_ONCE: Final = 4
 #: Retained messages sent at once on SUBSCRIBE; more go in slices.
 _REPLAY_AT_ONCE: Final = 100
 
@@ -411,8 +413,8 @@ class Router:
             connection.flush()
 
     def run_backlog(self) -> None:
-        """Let every connection that has input left, and every replay, go on for one more budget."""
-        for _ in range(len(self.backlog)):
+        """Let a few connections that have input left go on for one more budget, and every replay for a slice."""
+        for _ in range(min(len(self.backlog), _BACKLOG_AT_ONCE)):
             self.backlog.popleft().go_on()
         if self.replaying:
             replaying, self.replaying = self.replaying, []

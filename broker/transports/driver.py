@@ -60,10 +60,12 @@ class Driver:
         if self._closed:
             return
         router = self.router
+        # What has come for well-behaved clients leaves before more of a flood is handled.
+        router.flush()
         if router.has_backlog():
             self.tell_time()
             self._guarded(router.run_backlog)
-        router.flush()
+            router.flush()
         if router.deadlines.changed:
             self._arm()
         self.finish()
