@@ -309,10 +309,8 @@ class Connection:
         *messages* of the client wait for it.
         """
         journal = self.router.journal
-        if journal is None:
-            self.send(data)
-        else:
-            self._hold(journal.position, data, messages)
+        assert journal is not None, "only what is in the journal waits for it"
+        self._hold(journal.position, data, messages)
 
     def _hold(self, position: int, data: bytes, messages: int) -> None:
         if self.held is None:
@@ -421,13 +419,13 @@ class Connection:
         if self.state is State.CLOSED:
             return
         answer = None
-        if self.v5 and (self.connect is not None or reason is not ReasonCode.PROTOCOL_ERROR):
+        if self.v5:
             properties: Properties = {"reason_string": message} if self.problem_information else {}
             answer = ConnAck(reason=reason, properties=properties).encode(Version.V5)
             asked = self.connect.properties if self.connect is not None else {}
             if len(answer) > asked.get("maximum_packet_size", len(answer)):
                 answer = ConnAck(reason=reason).encode(Version.V5)
-        elif not self.v5:
+        else:
             code = connack_return_code(reason)
             if code is not None:
                 answer = ConnAck(reason=code).encode(Version.V311)

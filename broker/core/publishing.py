@@ -188,12 +188,11 @@ def _refuse(connection: "Connection", run: Run, reason: ReasonCode) -> None:
     if not run.qos:
         return
     kind = PacketType.PUBACK if run.qos == 1 else PacketType.PUBREC
-    code = reason if connection.v5 else ReasonCode.SUCCESS
     high, low, _ = _columns(run)
     for packet_id in _identifiers(high, low):
         if run.qos == 2 and not connection.v5:
             _note_received(session, packet_id)
-        connection.acknowledge(Ack(packet_id=packet_id, reason=code).encode(kind, connection.version))
+        connection.acknowledge(Ack(packet_id=packet_id, reason=reason).encode(kind, connection.version))
 
 
 def _note_received(session: "Session", packet_id: int) -> None:

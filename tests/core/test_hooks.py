@@ -456,3 +456,139 @@ def test_auth_packet_type_is_reserved_before_5(version: Version) -> None:
     client.send(b"\xf0\x00")
 
     assert client.is_closed
+
+
+def test_answers_that_come_one_after_another() -> None:
+    """What waits behind an answer is not handled while the next one is awaited, and then in order."""
+    pendings: list[Pending[Decision | None]] = []
+
+    def ask(*_: Any) -> Answer:
+        pendings.append(Pending())
+        return pendings[-1]
+
+    harness = Harness(hooks=Hooks(authenticate=[ask], authorize_subscribe=[ask], authorize_publish=[ask]))
+    client = harness.open(V5)
+    requests = [SubscriptionRequest(b"t", 0)]
+    client.send(
+        Connect(version=V5, client_id="a").encode(),
+        Subscribe(packet_id=1, requests=requests).encode(V5),
+        b"\xc0\x00",
+        b"\x32\x07\x00\x01t\x00\x02\x00x",
+        b"\xc0\x00",
+    )
+    awaited: list[list[Any]] = [[ConnAck], [SubAck, PacketType], [object, Ack, PacketType]]
+    for step, expected in enumerate(awaited):
+        assert len(pendings) == step + 1
+        assert client.received() == []
+        pendings[step].resolve(ALLOW)
+        harness.turn()
+        packets = client.received()
+        assert len(packets) == len(expected)
+        assert all(isinstance(packet, kind) for packet, kind in zip(packets, expected, strict=True))
+    assert client.wire.pauses == 0
+    assert not client.is_closed
+
+
+def test_error_behind_a_late_answer() -> None:
+    """A packet that cannot be right, behind one that waited, ends the connection when its turn comes."""
+    pending: Pending[Decision | None] = Pending()
+    harness = Harness(hooks=Hooks(authenticate=[lambda login: pending]))
+    client = harness.open(V5)
+    client.send(Connect(version=V5, client_id="a").encode(), b"\x00\x00", PINGREQ)
+    assert not client.is_closed
+    pending.resolve(ALLOW)
+    harness.turn()
+
+    assert client.is_closed
+    assert [type(packet) for packet in client.received()] == [ConnAck, Disconnect]
+
+
+def test_answers_that_are_there_already() -> None:
+    """A pending that has its answer costs no turn, and a second answer changes nothing."""
+    pending: Pending[Decision | None] = Pending()
+    pending.resolve(DENY)
+    pending.resolve(ALLOW)
+    harness = Harness(hooks=Hooks(authorize_publish=[lambda *_: pending]))
+    client = harness.connect("a", V5)
+    client.publish("t", b"x", 1)
+
+    assert client.received() == [Ack(packet_id=1, reason=0x87)]
+    assert client.wire.pauses == 0
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_denied_runs(version: Version, qos: int) -> None:
+    """Every message of a refused run is answered and counted; a refused QoS 2 exchange can be finished."""
+    harness = Harness(hooks=Hooks(authorize_publish=[denying(b"no")]))
+    client = harness.connect("p", version)
+    for first in (1, 11):
+        packets = [b"\x00\x02no" + bytes((0, first + i)) + (b"\x00" if version is V5 else b"") for i in range(4)]
+        client.send(*[bytes((0x30 | qos << 1, len(body))) + body for body in packets])
+    reason = ReasonCode.NOT_AUTHORIZED if version is V5 else 0
+    identifiers = [*range(1, 5), *range(11, 15)]
+    assert client.received() == [Ack(packet_id=i, reason=reason) for i in identifiers]
+    assert harness.router.stats.dropped == 8
+    received = harness.router.sessions["p"].received
+    assert (received or set()) == (set(identifiers) if qos == 2 and version is not V5 else set())
+
+
+def test_exchange_is_told_who_wants_in() -> None:
+    """Both a first authentication and a later one see the login."""
+    logins: list[Login] = []
+
+    class Simple:
+        def __init__(self, login: Login) -> None:
+            logins.append(login)
+
+        def step(self, data: bytes | None) -> AuthStep:
+            return AuthStep(reason=ReasonCode.SUCCESS)
+
+    harness = Harness(hooks=Hooks(exchanges={"two-steps": Simple}))
+    client = harness.open(V5)
+    client.send(connect(b""), auth(b"", ReasonCode.RE_AUTHENTICATE))
+
+    assert [login.client_id for login in logins] == ["a", "a"]
+    assert logins[1].password is None
+
+
+@pytest.mark.parametrize(
+    "packets",
+    [
+        [auth(b"two")],
+        [auth(b"one", ReasonCode.RE_AUTHENTICATE), auth(b"one", ReasonCode.RE_AUTHENTICATE)],
+        [auth(b"one", ReasonCode.SUCCESS)],
+        [auth(b"one", ReasonCode.RE_AUTHENTICATE, method="other")],
+    ],
+)
+def test_authentication_out_of_turn(packets: list[bytes]) -> None:
+    """A step without a beginning, a second beginning, a success of the client's own and another method are errors."""
+    harness = Harness(hooks=Hooks(exchanges={"two-steps": TwoSteps}))
+    client = harness.open(V5)
+    client.send(connect(b"one"), auth(b"two"))
+    assert not client.is_closed
+    client.received()
+    client.send(*packets)
+
+    packet = client.received()[-1]
+
+    assert isinstance(packet, Disconnect)
+    assert packet.reason is ReasonCode.PROTOCOL_ERROR
+    assert "reason_string" in packet.properties
+
+
+def test_wills_are_messages_of_their_client() -> None:
+    """A will has its expiry and its publisher: it counts down in a queue, and No Local holds for it."""
+    harness = Harness()
+    away = harness.durable("away", V5)
+    away.subscribe("w", 1)
+    away.lose()
+    own = harness.durable(
+        "own", V5, will=Will(topic=b"w", payload=b"", qos=1, properties={"message_expiry_interval": 9})
+    )
+    own.subscribe("w", 5)
+    own.lose()
+    harness.advance(4)
+
+    (message,) = harness.durable("away", V5, session_present=True).messages()
+    assert message.properties == {"message_expiry_interval": 5}
+    assert harness.durable("own", V5, session_present=True).messages() == []

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from broker.core import acknowledging
 from broker.core.limits import ConnectionLimits
 from broker.mqtt.packets import Ack, ConnAck, Connect, Disconnect, PacketType, Publish, SubAck, Subscribe
 from broker.mqtt.packets import SubscriptionRequest as Request
@@ -328,3 +329,75 @@ def test_connection_that_ends_before_its_connack() -> None:
     assert "d" in harness.router.sessions
     harness.advance(101)
     assert "d" not in harness.router.sessions
+
+
+def test_runs_leave_one_record_each() -> None:
+    """A run of acknowledgements is one record, wherever its identifiers begin, also behind other packets."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    for first in (1, 300, 65_530):
+        ids = range(first, first + 6)
+        client.send(*[Publish(topic=b"t", qos=2, packet_id=i).encode(V5) for i in ids])
+        journal.names()
+        client.send(b"\xc0\x00", *[Ack(packet_id=i).encode(PUBREL, V5) for i in ids])
+        assert journal.records == [("released", "d", first, 6)]
+    commit(harness, journal)
+    packets = [packet for packet in client.received() if isinstance(packet, Ack)]
+
+    expected = [i for first in (1, 300, 65_530) for _ in range(2) for i in range(first, first + 6)]
+    assert [packet.packet_id for packet in packets] == expected
+    assert {packet.reason for packet in packets} == {0}
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [([1], [(1, 1)]), ([255, 256, 257], [(255, 3)]), ([65_534, 65_535, 1, 2], [(65_534, 2), (1, 2)]),
+     ([5, 7, 8], [(5, 1), (7, 2)]), ([8, 7], [(8, 1), (7, 1)])],
+)  # fmt: skip
+def test_stretches_of_identifiers(ids: list[int], expected: list[tuple[int, int]]) -> None:
+    """Identifiers of acknowledgements come as stretches."""
+    data = b"xx" + b"".join(Ack(packet_id=i).encode(PUBACK, V5) for i in ids)
+
+    assert list(acknowledging._ranges(data, 2, len(ids))) == expected
+
+
+def test_acknowledgements_with_a_written_out_success() -> None:
+    """PUBACK to PUBCOMP with a reason byte of 0 do what those without it do."""
+    harness, journal = modelled(max_inflight_count=100)
+    client = harness.durable("s", V5)
+    client.subscribe("t", 2)
+    client.send(*[Publish(topic=b"t", qos=qos, packet_id=qos).encode(V5) for qos in (1, 2)])
+    journal.compare(harness.router)
+    messages = [packet for packet in client.received() if isinstance(packet, Publish)]
+    steps = [(0x40, messages[0].packet_id), (0x50, messages[1].packet_id), (0x62, 2), (0x70, messages[1].packet_id)]
+    harness.commits = False
+    for first, packet_id in steps:
+        client.send(bytes((first, 3, 0, packet_id, 0)))
+        journal.compare(harness.router)
+    assert client.received() == []
+    harness.commits = True
+    harness.turn()
+
+    assert client.received() == [Ack(packet_id=messages[1].packet_id), Ack(packet_id=2)]
+    assert journal.sessions["s"].items == []
+    assert not journal.sessions["s"].received
+    assert harness.router.sessions["s"].received == set()
+
+
+def test_input_goes_on_when_half_has_been_committed() -> None:
+    """A publisher that was held back is read again when half of its window waits, not before."""
+    limits = ConnectionLimits(max_inflight_count=5)
+    harness, journal = journalled(limits)
+    client = harness.connect("p", V311, limits=limits)
+    for i in range(1, 8):
+        client.publish("t", b"x", 1, packet_id=i)
+        if i < 7:
+            journal.position += 1
+    assert client.connection.held_messages == 6
+    assert client.wire.pauses == 1
+    for position in range(1, 4):
+        harness.router.committed(position)
+        assert client.wire.pauses == 1
+    harness.router.committed(4)
+
+    assert client.wire.pauses == 0

@@ -145,3 +145,36 @@ def test_partial_packets_are_not_joined_again_and_again(harness: Harness) -> Non
 
     assert client.connection.rest == []
     assert harness.router.stats.published == 1
+
+
+def test_blocking_comes_and_goes(harness: Harness) -> None:
+    """A client may be slow again and again; each time QoS 0 is dropped, and its time begins anew."""
+    client = harness.connect("s", V5, limits=ConnectionLimits(slow_reader_timeout=10.0))
+    client.subscribe("t")
+    publisher = harness.connect("p")
+    for round_ in (b"1", b"2", b"3"):
+        client.connection.blocked()
+        harness.advance(4)
+        client.connection.blocked()
+        publisher.publish("t", b"lost")
+        harness.advance(5)
+        client.connection.unblocked()
+        client.connection.unblocked()
+        publisher.publish("t", round_)
+        assert client.payloads() == [round_]
+    harness.advance(100)
+    assert not client.is_closed
+    assert harness.router.stats.dropped == 3
+    client.lose()
+    client.connection.blocked()
+    harness.advance(100)
+
+    assert [event[0] for event in harness.observer.events].count("disconnected") == 1
+
+
+def test_words_of_timeouts(harness: Harness) -> None:
+    """A time-out names its limit in the unit of the configuration."""
+    harness.open(V5, ConnectionLimits(connection_timeout=1.5))
+    harness.advance(2)
+
+    assert harness.observer.events == [("refused", "", 0x80, "no complete CONNECT within connection_timeout_ms (1500)")]
