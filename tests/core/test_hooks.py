@@ -16,6 +16,7 @@ from broker.mqtt.packets import (
     Connect,
     Disconnect,
     PacketType,
+    Publish,
     SubAck,
     Subscribe,
     SubscriptionRequest,
@@ -592,3 +593,43 @@ def test_wills_are_messages_of_their_client() -> None:
     (message,) = harness.durable("away", V5, session_present=True).messages()
     assert message.properties == {"message_expiry_interval": 5}
     assert harness.durable("own", V5, session_present=True).messages() == []
+
+
+@pytest.mark.parametrize("default", [ALLOW, DENY])
+def test_receive_hook_decides_by_topic(default: Decision) -> None:
+    """Live, retained and shared messages are judged by their own topic; allow and deny beat the default."""
+    asked: list[tuple[str, bytes]] = []
+
+    def hook(session: Any, topic: bytes) -> Decision | None:
+        asked.append((session.client_id, topic))
+        return {b"t/yes": ALLOW, b"t/no": DENY}.get(topic)
+
+    harness = Harness(hooks=Hooks(authorize_receive=[hook], default_authorize=default))
+    publisher = harness.connect("p")
+    topics = ("t/yes", "t/no", "t/open")
+    for topic in topics:
+        publisher.publish(topic, b"retained", retain=True)
+    client = harness.connect("c", V5)
+    expected = {b"t/yes"} | ({b"t/open"} if default is ALLOW else set())
+    assert {m.topic for m in client.subscribe("t/+") if isinstance(m, Publish)} == expected
+    client.subscribe("$share/g/t/#")
+    for topic in topics:
+        publisher.publish(topic, b"live")
+
+    assert sorted(m.topic for m in client.messages()) == sorted([*expected, *expected])
+    assert set(asked) == {("c", topic.encode()) for topic in topics}
+
+
+def test_decisions_can_be_forgotten_again_and_again() -> None:
+    """Each time rules change, routes and decisions are made anew."""
+    allowed = {"c": False}
+    hook: Any = lambda session, topic: None if allowed[session.client_id] else DENY  # noqa: E731
+    harness = Harness(hooks=Hooks(authorize_receive=[hook]))
+    client = harness.connect("c")
+    client.subscribe("t")
+    publisher = harness.connect("p")
+    for is_allowed in (True, False, True, True, False, True):
+        allowed["c"] = is_allowed
+        harness.router.forget_decisions()
+        publisher.publish("t", b"x")
+        assert len(client.messages()) == is_allowed

@@ -217,3 +217,77 @@ def test_tree_finds_what_a_naive_matcher_finds(changes: list[tuple[bool, bytes]]
 
     assert sorted(store.topics(wanted)) == sorted(name for name in naive if matches(wanted, name))
     assert len(store) == len(naive)
+
+
+@pytest.mark.parametrize(("size", "steps"), [(1, [500, 500, 203]), (10_000, [7] * 171 + [6])])
+def test_slices_of_a_replay(size: int, steps: list[int]) -> None:
+    """A slice has at most 500 messages or 64 KiB, and ends exactly with the last message."""
+    harness = Harness()
+    publisher = harness.connect("p")
+    for i in range(1203):
+        publisher.publish(f"t/{i}", b"x" * size, retain=True)
+    client = harness.connect("c")
+    client.connection.receive(b"\x82\x08\x00\x01\x00\x03t/#\x00")
+    harness.router.flush()
+    assert len(client.received()) == 1
+    seen = []
+    while harness.router.has_backlog():
+        harness.router.run_backlog()
+        harness.router.flush()
+        seen.append(len(client.messages()))
+
+    assert seen == steps
+    assert harness.router.sessions["c"].replay is None
+
+
+def test_several_replays_of_one_client(harness: Harness) -> None:
+    """Subscriptions replay one after another, each with its own options; what is gone by then is skipped."""
+    publisher = harness.connect("p")
+    for i in range(150):
+        publisher.publish(f"a/{i}", b"x", 1, retain=True)
+        publisher.publish(f"b/{i}", b"x", 1, retain=True)
+    client = harness.connect("c")
+    client.wire.unread = 10**6
+    client.subscribe("a/#", 0)
+    client.subscribe("b/#", 1)
+    for i in range(0, 150, 2):
+        publisher.publish(f"a/{i}", b"", retain=True)
+    client.messages()
+    client.wire.unread = 0
+    harness.advance(1)
+
+    messages = client.messages()
+
+    assert [(m.topic[:1], m.qos) for m in messages] == [(b"a", 0)] * 75 + [(b"b", 1)] * 150
+
+
+@pytest.mark.parametrize("version", [V311, V5])
+def test_qos0_without_room_is_dropped_alone(version: Version) -> None:
+    """A QoS 0 message that cannot be retained is dropped and counted; its publisher stays, nobody gets it."""
+    harness = Harness(router_limits=RouterLimits(max_retained_count=0))
+    watcher = harness.connect("w")
+    watcher.subscribe("#")
+    publisher = harness.connect("p", version)
+    for _ in range(2):
+        publisher.publish("t", b"x", retain=True)
+
+    assert not publisher.is_closed
+    assert watcher.messages() == []
+    assert harness.router.stats.dropped == 2
+
+
+def test_expired_at_the_very_moment(harness: Harness) -> None:
+    """A message is gone at the end of its interval, not after it."""
+    publisher = harness.connect("p", V5)
+    for topic, seconds in (("a", 5), ("b", 5), ("c", 8)):
+        publisher.publish(topic, b"x", retain=True, properties={"message_expiry_interval": seconds})
+    store = harness.router.retained
+    assert store.next_expiry() == harness.wall + 5
+    store.sweep(harness.wall + 4.9)
+    assert len(store) == 3
+    store.sweep(harness.wall + 5)
+
+    assert len(store) == 1
+    assert store.next_expiry() == harness.wall + 8
+    harness.advance(9.5)
+    assert len(store) == 0

@@ -284,3 +284,16 @@ def test_queue_goes_on_after_the_window(harness: Harness) -> None:
     assert [third.payload, fourth.payload] == [b"2", b"3"]
     assert client.connection.session is not None
     assert client.connection.session.inflight_count() == 2
+
+
+def test_end_of_a_session_is_kept_in_both_clocks(harness: Harness) -> None:
+    """A session that is left alone has its end by the wall clock, and one deadline for it."""
+    harness.connect("a", V5, properties={"session_expiry_interval": 10}).lose()
+    session = harness.router.sessions["a"]
+
+    assert session.expires_at == harness.wall + 10
+    assert harness.router.deadlines.next() == harness.now + 10
+    again = harness.connect("a", V5, clean_start=False, session_present=True)
+    assert [session.expires_at, session.expiry_deadline] == [None, None]
+    again.lose()
+    assert "a" not in harness.router.sessions
