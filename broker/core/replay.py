@@ -68,7 +68,7 @@ class Replay:
             if run.expiry is not None:
                 run = router.aged(run)
             identifiers = (options.identifier,) if options.identifier and session.v5 else ()
-            session.offer(Delivery(run, min(run.qos, options.qos), True, identifiers), 0, 1)
+            session.offer(Delivery(run, min(run.qos, options.qos), True, identifiers))
             run.forget_encodings()
             if most_bytes is not None:
                 most_bytes -= run.size

@@ -154,7 +154,7 @@ class Router:
             if qos or group.individual:
                 delivery = Delivery(run, qos, retain, group.identifiers)
                 for target in targets:
-                    target.offer(delivery, 0, count)
+                    target.offer(delivery)
             else:
                 blob = run.encode(group.v5, 0, retain, group.identifiers).data
                 for target in targets:
@@ -180,7 +180,7 @@ class Router:
         options = share.members[member]
         identifiers = (options.identifier,) if options.identifier and member.v5 else ()
         retain = run.retain and options.retain_as_published
-        member.offer(Delivery(run, min(run.qos, options.qos), retain, identifiers, share), 0, 1)
+        member.offer(Delivery(run, min(run.qos, options.qos), retain, identifiers, share))
 
     def retain(self, run: Run) -> str | None:
         """Make the last message of *run* the retained one of its topic, or clear it where its payload is empty.

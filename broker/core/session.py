@@ -173,35 +173,33 @@ class Session:
         if connection.gate is None:
             self.lose("slow reader", count)
 
-    def offer(self, delivery: Delivery, start: int, stop: int) -> None:
-        """Send messages *start* to *stop* of *delivery*, or queue what cannot go now."""
+    def offer(self, delivery: Delivery) -> None:
+        """Send the messages of *delivery*, or queue what cannot go now."""
         if delivery.qos == 0:
-            self._offer_qos0(delivery, start, stop)
+            self._offer_qos0(delivery)
             return
+        count = delivery.run.count
         if self.connection is None or self.queue or (self.window is not None and self.window.resend):
-            self._enqueue(delivery, start, stop)
+            self._enqueue(delivery, 0, count)
             return
-        start = self._transmit(delivery, start, stop)
-        if start < stop:
-            self._enqueue(delivery, start, stop)
+        sent = self._transmit(delivery, 0, count)
+        if sent < count:
+            self._enqueue(delivery, sent, count)
 
-    def _offer_qos0(self, delivery: Delivery, start: int, stop: int) -> None:
+    def _offer_qos0(self, delivery: Delivery) -> None:
         if self.connection is None:
             return
-        if self.out is _SHUT:
-            self._lose_qos0(self.connection, stop - start)
-            return
         run = delivery.run
+        if self.out is _SHUT:
+            self._lose_qos0(self.connection, run.count)
+            return
         encoded, alias = self._encode(delivery) or (delivery.encode(self.v5), 0)
         if encoded.size > self.max_packet_size:
-            self.lose("larger than the client's Maximum Packet Size", stop - start)
+            self.lose("larger than the client's Maximum Packet Size", run.count)
             return
         if alias and self.aliases is not None:
             self.aliases[run.topic] = alias
-        blob = encoded.data
-        if stop - start < run.count:
-            blob = blob[start * encoded.size : stop * encoded.size]
-        self.connection.send(blob)
+        self.connection.send(encoded.data)
 
     def _encode(self, delivery: Delivery) -> tuple[Encoded, int] | None:
         """Return the run as it goes to this client now, and the topic alias that it sets up (0 for none).

@@ -502,3 +502,96 @@ def test_shutting_down_reads(harness: Harness) -> None:
     assert client.received() == [
         Disconnect(reason=ReasonCode.SERVER_SHUTTING_DOWN, properties={"reason_string": "the broker is shutting down"})
     ]
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("retain", [False, True])
+def test_messages_made_here_are_packets(qos: int, retain: bool) -> None:
+    """A message that came from no client has the bytes of one that did."""
+    run = Run.message(b"t", b"x" * 200, qos=qos, retain=retain)
+    packet = Publish(topic=b"t", payload=b"x" * 200, qos=qos, retain=retain)
+
+    assert run.data == packet.encode(V311)
+    assert run.id_at == (6 if qos else 0)
+
+
+def test_part_of_a_run_is_like_the_run() -> None:
+    """A part has everything of its run but the other messages; the whole is the run itself."""
+    data = b"".join(Publish(topic=b"t", payload=b"%d" % i, qos=1, packet_id=i + 1).encode(V5) for i in range(5))
+    fields: dict[str, Any] = {"v5": True, "id_at": 5, "properties": b"\x01\x01", "expiry": 7, "wall": 3.0}
+    run = Run(b"t", 1, True, data, len(data) // 5, 8, publisher="p", verbatim=False, **fields)
+    part = run.part(1, 4)
+
+    assert run.part(0, 5) is run
+    assert (part.count, [part.payload(i) for i in range(3)]) == (3, [b"1", b"2", b"3"])
+    assert part.data == data[len(data) // 5 : 4 * len(data) // 5]
+    for name in ("topic", "qos", "retain", "size", "payload_at", "publisher", "verbatim", *fields):
+        assert getattr(part, name) == getattr(run, name)
+    assert run.part(0, 4).count == 4
+    assert run.part(1, 5).count == 4
+
+
+def test_runs_are_sent_again_in_pieces(harness: Harness) -> None:
+    """A run in flight goes again as the smaller window of a new connection allows, each message once, in order."""
+    client = harness.durable("a", V5)
+    client.subscribe("t", 2)
+    publisher = harness.connect("p")
+    packets = [Publish(topic=b"t", payload=b"%d" % i, qos=1, packet_id=i + 1, retain=False) for i in range(9)]
+    publisher.send(*[packet.encode(V311) for packet in packets])
+    first = client.messages()
+    client.lose()
+    client = harness.durable("a", V5, session_present=True, properties={"receive_maximum": 4})
+    seen = []
+    while messages := client.messages():
+        assert len(messages) <= 4
+        seen += messages
+        for message in messages:
+            client.ack(PUBACK, message.packet_id)
+
+    assert [(m.packet_id, m.payload, m.dup, m.retain) for m in seen] == [
+        (m.packet_id, m.payload, True, False) for m in first
+    ]
+    session = harness.router.sessions["a"]
+    assert (session.inflight_count(), session.queued_count, session.queued_bytes) == (0, 0, 0)
+
+
+def test_queue_counts_return_to_nothing() -> None:
+    """Whatever went through the queue in pieces, its counts are 0 when it is empty."""
+    harness = Harness(limits=ConnectionLimits(max_inflight_count=4))
+    client = harness.connect("a")
+    client.subscribe("t", 1)
+    publisher = harness.connect("p", limits=ConnectionLimits())
+    for _ in range(3):
+        publisher.send(*[Publish(topic=b"t", qos=1, packet_id=i + 1).encode(V311) for i in range(11)])
+    session = harness.router.sessions["a"]
+    assert (session.queued_count, session.queued_bytes) == (29, 29 * 7)
+    count = 0
+    while messages := client.messages():
+        count += len(messages)
+        for message in messages:
+            client.ack(PUBACK, message.packet_id)
+
+    assert count == 33
+    assert (session.queued_count, session.queued_bytes, session.queue) == (0, 0, None)
+
+
+def test_losses_are_told_by_their_cause() -> None:
+    """Each cause of an episode is told once at its beginning and with its number at the end."""
+    harness = Harness(limits=ConnectionLimits(max_queue_count=0, max_inflight_count=1))
+    client = harness.connect("a", V5, properties={"maximum_packet_size": 50})
+    client.subscribe("t", 1)
+    publisher = harness.connect("p", limits=ConnectionLimits())
+    publisher.publish("t", b"x" * 60, 1)
+    publisher.publish("t", b"x" * 60, 0)
+    for _ in range(4):
+        publisher.publish("t", b"x", 1)
+    client.lose()
+    losses = [event for event in harness.observer.events if event[0].startswith("drop")]
+
+    assert losses == [
+        ("dropping", "a", "larger than the client's Maximum Packet Size"),
+        ("dropping", "a", "queue full"),
+        ("dropped", "a", "larger than the client's Maximum Packet Size", 2),
+        ("dropped", "a", "queue full", 3),
+    ]
+    assert harness.router.stats.dropped == 5

@@ -401,3 +401,30 @@ def test_input_goes_on_when_half_has_been_committed() -> None:
     harness.router.committed(4)
 
     assert client.wire.pauses == 0
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_runs_to_a_client_leave_one_record_for_each_step(qos: int) -> None:
+    """Acknowledgements of a run that was sent are one record a step, and answered in one go."""
+    harness, journal = journalled()
+    client = durable(harness, journal)
+    client.send(Subscribe(packet_id=1, requests=[Request(b"t", qos)]).encode(V5))
+    commit(harness, journal)
+    harness.connect("p").send(*[Publish(topic=b"t", qos=qos, packet_id=i + 1).encode(V311) for i in range(6)])
+    commit(harness, journal)
+    client.received()
+    assert journal.records[-1][0] == "sent"
+    assert journal.records[-1][3:] == (0, 6, 1)
+    journal.names()
+    steps: list[tuple[PacketType, tuple[Any, ...]]] = [(PUBACK, ("settled", "d", 1, 1, 6))]
+    if qos == 2:
+        steps = [(PUBREC, ("settled", "d", 2, 1, 6)), (PUBCOMP, ("completed", "d", 1, 6))]
+    for kind, record in steps:
+        client.send(b"\xc0\x00", *[Ack(packet_id=i + 1).encode(kind, V5) for i in range(6)])
+        assert journal.records == [record]
+        journal.names()
+        commit(harness, journal)
+        answers = [packet for packet in client.received() if isinstance(packet, Ack)]
+        assert [packet.packet_id for packet in answers] == ([1, 2, 3, 4, 5, 6] if kind is PUBREC else [])
+        assert all(packet.reason == 0 for packet in answers)
+    assert harness.router.sessions["d"].inflight_count() == 0
