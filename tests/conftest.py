@@ -1,9 +1,14 @@
 """Fixtures that tests of the core share."""
 
 import pytest
+from hypothesis import settings
 
 from broker.mqtt.packets import Version
 from tests.harness import VERSIONS, Harness
+
+# Machines are shared and noisy: how long an example takes says nothing.
+settings.register_profile("ternmq", deadline=None)
+settings.load_profile("ternmq")
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def settle(client: Client) -> list[Publish]:
     return seen
 
 
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=examples(150))
 @given(st.sampled_from([V311, V5]), messages(), st.data())
 def test_cuts_do_not_matter(version: Version, published: list[Publish], data: st.DataObject) -> None:
     """All at once, packet by packet, byte by byte and cut anywhere give the same."""
@@ -96,7 +96,7 @@ def test_cuts_do_not_matter(version: Version, published: list[Publish], data: st
     assert outcome(version, stream, anywhere) == expected
 
 
-@settings(max_examples=examples(150), deadline=None)
+@settings(max_examples=examples(150))
 @given(st.sampled_from([V311, V5]), messages())
 def test_runs_are_what_the_plain_reading_says(version: Version, published: list[Publish]) -> None:
     """What subscribers get is what a plain reading of the specification says, message by message."""
@@ -131,7 +131,7 @@ def test_runs_are_what_the_plain_reading_says(version: Version, published: list[
                 ]
 
 
-@settings(max_examples=examples(200), deadline=None)
+@settings(max_examples=examples(200))
 @given(st.lists(st.integers(0, 29), max_size=40), st.sampled_from([1, 2]), st.booleans())
 def test_acknowledgements_in_any_order(order: list[int], qos: int, at_once: bool) -> None:
     """Whatever order acknowledgements come in, together or one by one, each message is settled exactly once."""
@@ -161,7 +161,7 @@ def test_acknowledgements_in_any_order(order: list[int], qos: int, at_once: bool
     assert window.bytes == sum(stretch[1] * stretch[4] for stretch in window.unacknowledged())
 
 
-@settings(max_examples=examples(300), deadline=None)
+@settings(max_examples=examples(300))
 @given(st.sampled_from([V311, V5]), st.binary(max_size=60), st.booleans())
 @example(V5, b"\x30\x80\x80\x80\x80\x01", False)
 @example(V5, b"\xe0\x02\x00\x80", False)
@@ -202,7 +202,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(data) * draw(st.integers(1, 3))
 
 
-@settings(max_examples=examples(500), deadline=None)
+@settings(max_examples=examples(500))
 @given(mutated())
 def test_damaged_packets_hurt_nobody_else(data: bytes) -> None:
     """A packet with a few wrong bytes is served or ends its connection, and never the broker."""

@@ -204,5 +204,5 @@ class BrokerAgainstModel(RuleBasedStateMachine):
         self.journal.compare(self.harness.router)
 
 
-BrokerAgainstModel.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=40, deadline=None)
+BrokerAgainstModel.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=40)
 TestBrokerAgainstModel = BrokerAgainstModel.TestCase
