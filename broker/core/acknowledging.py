@@ -126,7 +126,7 @@ def _pubcomp_run(connection: "Connection", session: "Session", data: bytes, pos:
 def _puback(connection: "Connection", session: "Session", packet: Ack) -> None:
     """Settle one PUBACK; a reason of 0x80 or more is final too: the client has the message [5:MQTT-4.8.2-6]."""
     window = session.window
-    if window is not None and window.settle(1, packet.packet_id - 1) is not None:
+    if window is not None and window.settle(1, packet.packet_id - 1):
         journal = session.router.journal
         if journal is not None and session.durable:
             journal.settled(session.client_id, 1, packet.packet_id, 1)
@@ -136,8 +136,8 @@ def _puback(connection: "Connection", session: "Session", packet: Ack) -> None:
 def _pubrec(connection: "Connection", session: "Session", packet: Ack) -> None:
     window, index = session.window, packet.packet_id - 1
     journal = session.router.journal if session.durable else None
-    settled = window.settle(2, index) if window is not None else None
-    if window is not None and settled is not None:
+    settled = window is not None and window.settle(2, index)
+    if window is not None and settled:
         if journal is not None:
             journal.settled(session.client_id, 2, packet.packet_id, 1)
         if packet.reason >= 0x80:
@@ -153,7 +153,7 @@ def _pubrec(connection: "Connection", session: "Session", packet: Ack) -> None:
     # A PUBREC that comes again gets its PUBREL again; one that nothing waits for is told so [5: section 4.3.3].
     reason = ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
     answer = Ack(packet_id=packet.packet_id, reason=reason).encode(PacketType.PUBREL, connection.version)
-    if settled is not None and journal is not None:
+    if settled and journal is not None:
         connection.send_after_commit(answer)
     else:
         connection.acknowledge(answer)

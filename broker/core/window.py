@@ -55,7 +55,9 @@ class Window:
     def room(self, size: int) -> int:
         """Return how many more messages of *size* bytes may be sent now."""
         room = self.max_count - self.count
-        if room > 0 and self.bytes + size * room > self.max_bytes:
+        if room <= 0:
+            return 0
+        if self.bytes + size * room > self.max_bytes:
             by_bytes = (self.max_bytes - self.bytes) // size
             return by_bytes if by_bytes > 0 else int(not self.count)
         return room
@@ -130,8 +132,8 @@ class Window:
             pos += 4 * settled
         return done
 
-    def settle(self, qos: int, index: int) -> Stretch | None:
-        """Settle one identifier wherever it stands; return its message, or None where it is not in flight.
+    def settle(self, qos: int, index: int) -> bool:
+        """Settle one identifier wherever it stands; tell whether it was in flight.
 
         The place in the window is given back at QoS 1; at QoS 2 the caller says what follows.
         """
@@ -152,8 +154,8 @@ class Window:
                         self.count -= 1
                 elif qos == 2:
                     self.count += 1
-                return index, 1, start + offset, delivery, size, order
-        return None
+                return True
+        return False
 
     def note_released(self, index: int, count: int) -> None:
         """Note that the PUBRELs of these identifiers are out."""
