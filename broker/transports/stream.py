@@ -27,6 +27,9 @@ _HTTP_METHODS: Final = (b"GET ", b"POST", b"HEAD", b"PUT ", b"OPTI", b"CONN")
 class StreamProtocol(asyncio.Protocol):
     """The socket side of a connection; it is the `Wire` that the core writes to."""
 
+    #: Whether nothing more can come from a client that has said good-bye.
+    CLOSES_AT_ONCE = True
+
     def __init__(
         self,
         driver: Driver,
@@ -171,7 +174,7 @@ class StreamProtocol(asyncio.Protocol):
             transport.resume_reading()
         if transport.is_closing():
             return
-        if reason == ReasonCode.SUCCESS:
+        if reason == ReasonCode.SUCCESS and self.CLOSES_AT_ONCE:
             transport.close()
         elif transport.can_write_eof():
             try:

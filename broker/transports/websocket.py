@@ -59,6 +59,9 @@ def _select_subprotocol(protocol: ServerProtocol, offered: Sequence[Subprotocol]
 class WebSocketProtocol(StreamProtocol):
     """A WebSocket connection; the core sees the bytes in its binary frames."""
 
+    #: Behind its DISCONNECT a client still sends a close frame, and takes a closed socket for an error.
+    CLOSES_AT_ONCE = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         assert self.settings.websocket is not None, "a WebSocket listener has WebSocket settings"

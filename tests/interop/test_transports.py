@@ -257,6 +257,19 @@ def test_close_is_answered(start: Start) -> None:
         assert raw.close_code == 1000
 
 
+def test_closing_handshake_after_disconnect(start: Start) -> None:
+    """Behind DISCONNECT the close handshake is finished: the client can still write its close frame."""
+    broker = start(WS)
+    with ws_client(broker.port("ws.1")) as raw:
+        raw.connect("a")
+        raw.frame(b"\xe0\x00")
+        assert raw.receive() is None
+        assert raw.close_code == 1000
+        for _ in range(3):
+            raw.frame(b"\x03\xe8", 8)
+        assert raw.sock.recv(100) == b""
+
+
 def test_protocol_error_has_a_close_code(start: Start) -> None:
     """An MQTT error closes the WebSocket with a code that fits."""
     broker = start(WS)
