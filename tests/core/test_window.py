@@ -200,3 +200,20 @@ def test_identifiers_are_found_between_used_ones() -> None:
         found.append((index, count))
 
     assert found == [(5, 3), (100, 1), (60_000, 1)]
+
+
+def test_free_identifiers_at_both_ends() -> None:
+    """Free identifiers at the end are not joined with those at the beginning, and neither are left out."""
+    window = Window(COUNT, 10**9)
+    delivery = Delivery(Run.message(b"t", b"x", qos=1), 1, False, ())
+    index, count = window.take(COUNT)
+    window.add(1, index, count, 0, delivery, 1)
+    for free in (0, COUNT - 3, COUNT - 2, COUNT - 1):
+        assert window.settle(1, free)
+    found = []
+    while window.count < COUNT:
+        index, count = window.take(10)
+        window.add(1, index, count, 0, delivery, 1)
+        found.append((index, count))
+
+    assert sorted(found) == [(0, 1), (COUNT - 3, 3)]
