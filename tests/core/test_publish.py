@@ -390,3 +390,33 @@ def test_identifiers_skip_those_in_use(harness: Harness) -> None:
     assert len(seen) == 70_000
     assert stuck.packet_id not in seen
     assert set(range(1, 65_536)) - set(seen) == {stuck.packet_id}
+
+
+@S("5:MQTT-3.6.1-1", "3.1.1:MQTT-3.6.1-1")
+@pytest.mark.parametrize("count", [1, 3])
+def test_pubrel_in_bytes(harness: Harness, version: Version, count: int) -> None:
+    """PUBREL of one message and of a run is 0x62, two bytes of length, and the identifier."""
+    client = harness.connect("s", version)
+    client.subscribe("t", 2)
+    harness.connect("p").send(*[Publish(topic=b"t", qos=2, packet_id=i + 1).encode(V311) for i in range(count)])
+    client.messages()
+    client.send(*[Ack(packet_id=i + 1).encode(PUBREC, version) for i in range(count)])
+
+    assert client.received_bytes() == b"".join(bytes((0x62, 2, 0, i + 1)) for i in range(count))
+
+
+@pytest.mark.parametrize("kind", [PUBACK, PUBREC, PUBREL, PUBCOMP])
+@pytest.mark.parametrize("has_sent", [False, True])
+def test_identifier_0_is_never_acknowledged(
+    harness: Harness, version: Version, kind: PacketType, has_sent: bool
+) -> None:
+    """An acknowledgement of identifier 0 ends the connection, whether anything is in flight or not."""
+    client = harness.connect("s", version)
+    if has_sent:
+        client.subscribe("t", 2)
+        for qos in (1, 2):
+            harness.connect("p").publish("t", b"x", qos)
+            client.publish("u", b"x", 2)
+    client.send(bytes((kind << 4 | (2 if kind is PUBREL else 0), 2, 0, 0)))
+
+    assert client.is_closed
