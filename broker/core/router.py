@@ -213,7 +213,7 @@ class Router:
     def aged(self, run: Run) -> Run:
         """Return *run*, one retained message with an expiry, with the time that is left from now."""
         assert run.expiry is not None, "only messages with an expiry age"
-        left = max(1, run.expiry - max(0, int(self.wall - run.wall)))
+        left = max(1, run.expiry - run.waited(self.wall))
         return Run.message(
             run.topic,
             run.payload(0),

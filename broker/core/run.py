@@ -145,6 +145,10 @@ class Run:
         """Return the wall time after which the messages are gone, or None."""
         return None if self.expiry is None else self.wall + self.expiry
 
+    def waited(self, wall: float) -> int:
+        """Return the whole seconds from arrival to *wall*; none where the clock was set back."""
+        return max(0, int(wall - self.wall))
+
     def encode(self, v5: bool, qos: int, retain: bool, identifiers: tuple[int, ...]) -> Encoded:
         """Return the run as it goes to subscribers of one kind; packet identifiers are whatever they were.
 
@@ -236,7 +240,7 @@ class Delivery:
         run = self.run
         if run.expiry is None:
             return run.encode(v5, self.qos, self.retain, self.identifiers)
-        waited = max(0, int(wall - run.wall))
+        waited = run.waited(wall)
         if waited >= run.expiry and wall >= run.wall + run.expiry:
             return None
         if not v5 or not waited:

@@ -217,7 +217,7 @@ class Session:
             return encoded, 0
         expiry = run.expiry
         if expiry is not None:
-            expiry -= max(0, int(self.router.wall - run.wall))
+            expiry -= run.waited(self.router.wall)
         with_alias = run.build(
             True, delivery.qos, delivery.retain, delivery.identifiers, expiry, alias=alias, with_topic=not known
         )

@@ -207,8 +207,7 @@ class Window:
 
     def begin_again(self, max_count: int, max_bytes: int) -> None:
         """Prepare for a new connection: everything unacknowledged is to be sent again, oldest first."""
-        everything = sorted((*self.unacked1, *self.unacked2, *self.resend), key=lambda stretch: stretch[5])
-        self.resend = deque(everything)
+        self.resend = deque(self.unacknowledged())
         self.unacked1.clear()
         self.unacked2.clear()
         self.max_count = max_count
